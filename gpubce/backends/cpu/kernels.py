@@ -1,0 +1,341 @@
+"""The kernels on a CPU: one call works on a range of blocks, the lanes of a row are SIMD lanes.
+
+Everything in memory is an address. ``scratch`` is private to the calling thread: first the accumulators (for each sum
+the high parts of all lanes, then the low parts), then one row of 8-byte cells for each strided array.
+"""
+
+from numba import njit
+
+from gpubce.backends.kernel_key import KernelKey, SettleKey
+from gpubce.spec.elements import element, settlement
+from gpubce.spec.geometry import FLAT, SCALAR
+from gpubce.spec.precision import widened
+from gpubce.spec.plan import Plan
+from gpubce.spec.primitives import add_to_pair, first_width, loader, merge_pairs, storer, strided_offset
+
+inlined = njit(inline="always", error_model="numpy")
+
+load_real = loader("float64", region="scratch")
+store_real = storer("float64", region="scratch")
+
+
+def scratch_cells(key: KernelKey) -> int:
+    """How many 8-byte cells of scratch one thread needs."""
+    return key.plan.lanes * (2 * max(1, len(key.recipe.sums)) + len(key.layouts))
+
+
+def _reader(key: KernelKey, role: str):
+    """(stage, read) for one input: bring a row of a strided array into scratch, and read one lane of the row."""
+    storage = getattr(key.recipe, role)
+    if storage is None:
+
+        @inlined
+        def no_stage(addresses, geometry, start, count, scratch):
+            pass
+
+        @inlined
+        def absent(addresses, start, lane, scratch):
+            return True
+
+        return no_stage, absent
+    k = key.position(role)
+    load = loader(storage)
+    cells = key.staging(role)
+    if key.layouts[k] == FLAT:
+
+        @inlined
+        def no_stage(addresses, geometry, start, count, scratch):
+            pass
+
+        @inlined
+        def read_flat(addresses, start, lane, scratch):
+            return load(addresses[k], start + lane)
+
+        return no_stage, read_flat
+    if key.layouts[k] == SCALAR:
+
+        @inlined
+        def no_stage(addresses, geometry, start, count, scratch):
+            pass
+
+        @inlined
+        def read_scalar(addresses, start, lane, scratch):
+            return load(addresses[k], 0)
+
+        return no_stage, read_scalar
+    offset = strided_offset(key.dimensions, key.slot(role))
+    innermost = key.dimensions - 1
+    step = key.dimensions * (1 + key.slot(role)) + innermost
+    keep = storer(widened(storage), region="scratch")
+    recall = loader(widened(storage), region="scratch")
+
+    @inlined
+    def stage(addresses, geometry, start, count, scratch):
+        row = scratch + cells
+        done = 0
+        while done < count:
+            index = start + done
+            run = min(geometry[innermost] - index % geometry[innermost], count - done)
+            base = addresses[k] + offset(index, geometry)
+            for lane in range(run):
+                keep(row, done + lane, load(base + lane * geometry[step], 0))
+            done += run
+
+    @inlined
+    def read_staged(addresses, start, lane, scratch):
+        return recall(scratch + cells, lane)
+
+    return stage, read_staged
+
+
+def _writer(key: KernelKey, role: str):
+    """(write, unstage) for one output: write one lane of a row, and bring a row from scratch to a strided array."""
+    if role not in key.recipe.outputs:
+
+        @inlined
+        def no_unstage(addresses, geometry, start, count, scratch):
+            pass
+
+        @inlined
+        def discard(addresses, start, lane, scratch, value):
+            pass
+
+        return discard, no_unstage
+    k = key.position(role)
+    store = storer(key.recipe.stored)
+    if key.layouts[k] == FLAT:
+
+        @inlined
+        def no_unstage(addresses, geometry, start, count, scratch):
+            pass
+
+        @inlined
+        def write_flat(addresses, start, lane, scratch, value):
+            store(addresses[k], start + lane, value)
+
+        return write_flat, no_unstage
+    cells = key.staging(role)
+    offset = strided_offset(key.dimensions, key.slot(role))
+    keep = storer(key.recipe.compute, region="scratch")
+    recall = loader(key.recipe.compute, region="scratch")
+
+    @inlined
+    def write_staged(addresses, start, lane, scratch, value):
+        keep(scratch + cells, lane, value)
+
+    @inlined
+    def unstage(addresses, geometry, start, count, scratch):
+        for lane in range(count):
+            store(addresses[k] + offset(start + lane, geometry), 0, recall(scratch + cells, lane))
+
+    return write_staged, unstage
+
+
+def _row(key: KernelKey):
+    """The inlined function that works on the elements [start, start + count), at most one row of lanes: writes the
+    outputs and adds the sums to the accumulators."""
+    sample = element(key.recipe)
+    sums = len(key.recipe.sums)
+    compensated = key.recipe.compensated
+    lanes = key.plan.lanes
+    low = 8 * lanes
+    per_sum = 16 * lanes
+    stage_prediction, prediction = _reader(key, "prediction")
+    stage_target, target = _reader(key, "target")
+    stage_weight, weight = _reader(key, "weight")
+    stage_mask, mask = _reader(key, "mask")
+    stage_pos_weight, pos_weight = _reader(key, "pos_weight")
+    stage_label_weight, label_weight = _reader(key, "label_weight")
+    stage_scale, scale = _reader(key, "scale")
+    write_loss, unstage_loss = _writer(key, "loss")
+    write_gradient, unstage_gradient = _writer(key, "gradient")
+    write_hessian, unstage_hessian = _writer(key, "hessian")
+
+    @inlined
+    def row(start, count, addresses, geometry, parameters, ignored, scratch):
+        stage_prediction(addresses, geometry, start, count, scratch)
+        stage_target(addresses, geometry, start, count, scratch)
+        stage_weight(addresses, geometry, start, count, scratch)
+        stage_mask(addresses, geometry, start, count, scratch)
+        stage_pos_weight(addresses, geometry, start, count, scratch)
+        stage_label_weight(addresses, geometry, start, count, scratch)
+        stage_scale(addresses, geometry, start, count, scratch)
+        for lane in range(count):
+            outputs, values = sample(
+                True,
+                prediction(addresses, start, lane, scratch),
+                target(addresses, start, lane, scratch),
+                weight(addresses, start, lane, scratch),
+                mask(addresses, start, lane, scratch),
+                pos_weight(addresses, start, lane, scratch),
+                label_weight(addresses, start, lane, scratch),
+                scale(addresses, start, lane, scratch),
+                parameters,
+                ignored,
+            )
+            write_loss(addresses, start, lane, scratch, outputs[0])
+            write_gradient(addresses, start, lane, scratch, outputs[1])
+            write_hessian(addresses, start, lane, scratch, outputs[2])
+            for k in range(sums):
+                cell = scratch + k * per_sum
+                if compensated:
+                    hi, lo = add_to_pair(load_real(cell, lane), load_real(cell + low, lane), values[k])
+                    store_real(cell, lane, hi)
+                    store_real(cell + low, lane, lo)
+                else:
+                    store_real(cell, lane, load_real(cell, lane) + values[k])
+        unstage_loss(addresses, geometry, start, count, scratch)
+        unstage_gradient(addresses, geometry, start, count, scratch)
+        unstage_hessian(addresses, geometry, start, count, scratch)
+
+    return row
+
+
+def _tree(lanes: int, compensated: bool):
+    """The inlined halving tree over the lanes at ``cell`` (high parts, then low parts), from ``width`` on."""
+    low = 8 * lanes
+
+    @inlined
+    def tree(cell, width):
+        while width > 0:
+            for lane in range(width):
+                if compensated:
+                    hi, lo = merge_pairs(
+                        load_real(cell, lane),
+                        load_real(cell + low, lane),
+                        load_real(cell, lane + width),
+                        load_real(cell + low, lane + width),
+                    )
+                    store_real(cell, lane, hi)
+                    store_real(cell + low, lane, lo)
+                else:
+                    store_real(cell, lane, load_real(cell, lane) + load_real(cell, lane + width))
+            width //= 2
+
+    return tree
+
+
+@inlined
+def _clear(scratch, cells):
+    for cell in range(cells):
+        store_real(scratch, cell, 0.0)
+
+
+def whole(key: KernelKey):
+    """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]."""
+    row = _row(key)
+    sums = len(key.recipe.sums)
+    lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
+    per_sum = 16 * lanes
+    tree = _tree(lanes, key.recipe.compensated)
+
+    def blocks(first, last, n, addresses, geometry, parameters, ignored, scratch, partials, count):
+        for block in range(first, last):
+            _clear(scratch, 2 * sums * lanes)
+            for r in range(rows):
+                start = block * block_size + r * lanes
+                if start < n:
+                    row(start, min(lanes, n - start), addresses, geometry, parameters, ignored, scratch)
+            width = first_width(lanes, min(lanes, n - block * block_size))
+            for k in range(sums):
+                tree(scratch + k * per_sum, width)
+                store_real(partials, 2 * k * count + block, load_real(scratch + k * per_sum, 0))
+                store_real(partials, (2 * k + 1) * count + block, load_real(scratch + k * per_sum, lanes))
+
+    return blocks
+
+
+def along_axes(key: KernelKey):
+    """Sum runs of ``chunk`` reduced elements of each output, in order. Element r of output o has index r outputs + o.
+
+    Run c leaves the pair of sum k for output o at partials[k, :, c, o]. A row of scratch holds as many reduced
+    elements of a tile of outputs as fit; they are then added to the partials one reduced element after the other.
+    """
+    row = _row(key)
+    sums = len(key.recipe.sums)
+    lanes, chunk = key.plan.lanes, key.plan.chunk
+    per_sum = 16 * lanes
+    low = 8 * lanes
+
+    def runs(first, last, reduced, outputs, addresses, geometry, parameters, ignored, scratch, partials, count):
+        tile = min(outputs, lanes)
+        together = lanes // tile if tile == outputs else 1
+        for run in range(first, last):
+            end = min((run + 1) * chunk, reduced)
+            for left in range(0, outputs, tile):
+                wide = min(tile, outputs - left)
+                for k in range(sums):
+                    hi_cell = partials + 8 * ((2 * k * count + run) * outputs + left)
+                    lo_cell = partials + 8 * (((2 * k + 1) * count + run) * outputs + left)
+                    for o in range(wide):
+                        store_real(hi_cell, o, 0.0)
+                        store_real(lo_cell, o, 0.0)
+                r = run * chunk
+                while r < end:
+                    taken = min(together, end - r)
+                    _clear(scratch, 2 * sums * lanes)
+                    row(r * outputs + left, taken * wide, addresses, geometry, parameters, ignored, scratch)
+                    for k in range(sums):
+                        hi_cell = partials + 8 * ((2 * k * count + run) * outputs + left)
+                        lo_cell = partials + 8 * (((2 * k + 1) * count + run) * outputs + left)
+                        cell = scratch + k * per_sum
+                        for step in range(taken):
+                            for o in range(wide):
+                                hi, lo = merge_pairs(
+                                    load_real(hi_cell, o),
+                                    load_real(lo_cell, o),
+                                    load_real(cell, step * wide + o),
+                                    load_real(cell + low, step * wide + o),
+                                )
+                                store_real(hi_cell, o, hi)
+                                store_real(lo_cell, o, lo)
+                    r += taken
+
+    return runs
+
+
+def combine(plan: Plan):
+    """Reduce pairs by blocks: one task for each block of each column.
+
+    Column (k, o) holds ``size`` pairs at source[k, :, j, o]; block b of it leaves its pair at target[k, :, b, o].
+    """
+    lanes, rows, block_size = plan.lanes, plan.rows, plan.block
+    low = 8 * lanes
+    tree = _tree(lanes, True)
+
+    def columns(first, last, size, outputs, source, target, blocks, scratch):
+        for task in range(first, last):
+            o = task % outputs
+            block = (task // outputs) % blocks
+            k = task // (outputs * blocks)
+            base = block * block_size
+            _clear(scratch, lanes)
+            _clear(scratch + low, lanes)
+            for r in range(rows):
+                start = base + r * lanes
+                for lane in range(min(lanes, size - start)):
+                    j = start + lane
+                    hi, lo = merge_pairs(
+                        load_real(scratch, lane),
+                        load_real(scratch + low, lane),
+                        load_real(source, (2 * k * size + j) * outputs + o),
+                        load_real(source, ((2 * k + 1) * size + j) * outputs + o),
+                    )
+                    store_real(scratch, lane, hi)
+                    store_real(scratch + low, lane, lo)
+            tree(scratch, first_width(lanes, min(lanes, size - base)))
+            store_real(target, (2 * k * blocks + block) * outputs + o, load_real(scratch, 0))
+            store_real(target, ((2 * k + 1) * blocks + block) * outputs + o, load_real(scratch, lanes))
+
+    return columns
+
+
+def settle(key: SettleKey):
+    """Turn sums into values, or into the scale of derivatives: one output after the other."""
+    value = settlement(key.storage, key.makes_scale, key.divides_by_sum, key.factor_storage)
+
+    def values(outputs, states, result, numerator, denominator, divisor, least, grad_scale, unit, factor):
+        for o in range(outputs):
+            value(o, outputs, states, result, numerator, denominator, divisor, least, grad_scale, unit, factor)
+
+    return values

@@ -1,0 +1,337 @@
+"""The kernels on CUDA: one thread block works on one block of the plan, a thread owns QUAD neighbouring lanes.
+
+Everything in memory is an address, as on a CPU. QUAD elements of an aligned flat array are one vector load or store;
+of any other array they are QUAD single ones, and the order of additions is the same.
+"""
+
+from numba import cuda, float64, int64, njit
+
+from gpubce.backends.kernel_key import KernelKey, SettleKey
+from gpubce.spec.elements import element, settlement
+from gpubce.spec.geometry import FLAT, SCALAR
+from gpubce.spec.plan import Plan
+from gpubce.spec.primitives import add_to_pair, first_width, loader, merge_pairs, storer, strided_offset
+
+inlined = njit(inline="always", error_model="numpy")
+
+QUAD = 4
+
+load_real = loader("float64")
+store_real = storer("float64")
+
+
+def threads(plan: Plan) -> int:
+    """Threads of a thread block."""
+    return plan.lanes // QUAD
+
+
+def _reader(key: KernelKey, role: str):
+    """The inlined function that reads the QUAD elements from ``index`` on; those at ``end`` and beyond are 0."""
+    storage = getattr(key.recipe, role)
+    if storage is None:
+
+        @inlined
+        def absent(addresses, geometry, index, end):
+            return True, True, True, True
+
+        return absent
+    k = key.position(role)
+    load = loader(storage)
+    if key.layouts[k] == SCALAR:
+
+        @inlined
+        def read_scalar(addresses, geometry, index, end):
+            value = load(addresses[k], 0)
+            return value, value, value, value
+
+        return read_scalar
+    if key.layouts[k] == FLAT:
+        load_quad = loader(storage, QUAD)
+        ALIGNED = key.vector > 1
+
+        @inlined
+        def read_flat(addresses, geometry, index, end):
+            if ALIGNED and index + QUAD <= end:
+                return load_quad(addresses[k], index)
+            last = end - 1
+            return (
+                load(addresses[k], min(index, last)),
+                load(addresses[k], min(index + 1, last)),
+                load(addresses[k], min(index + 2, last)),
+                load(addresses[k], min(index + 3, last)),
+            )
+
+        return read_flat
+    offset = strided_offset(key.dimensions, key.slot(role))
+
+    @inlined
+    def read_strided(addresses, geometry, index, end):
+        last = end - 1
+        return (
+            load(addresses[k] + offset(min(index, last), geometry), 0),
+            load(addresses[k] + offset(min(index + 1, last), geometry), 0),
+            load(addresses[k] + offset(min(index + 2, last), geometry), 0),
+            load(addresses[k] + offset(min(index + 3, last), geometry), 0),
+        )
+
+    return read_strided
+
+
+def _writer(key: KernelKey, role: str):
+    """The inlined function that writes the QUAD elements from ``index`` on that lie before ``end``."""
+    if role not in key.recipe.outputs:
+
+        @inlined
+        def discard(addresses, geometry, index, end, values):
+            pass
+
+        return discard
+    k = key.position(role)
+    store = storer(key.recipe.stored)
+    if key.layouts[k] == FLAT:
+        store_quad = storer(key.recipe.stored, QUAD)
+        ALIGNED = key.vector > 1
+
+        @inlined
+        def write_flat(addresses, geometry, index, end, values):
+            if ALIGNED and index + QUAD <= end:
+                store_quad(addresses[k], index, values)
+            else:
+                for q in range(QUAD):
+                    if index + q < end:
+                        store(addresses[k], index + q, values[q])
+
+        return write_flat
+    offset = strided_offset(key.dimensions, key.slot(role))
+
+    @inlined
+    def write_strided(addresses, geometry, index, end, values):
+        for q in range(QUAD):
+            if index + q < end:
+                store(addresses[k] + offset(index + q, geometry), 0, values[q])
+
+    return write_strided
+
+
+@inlined
+def _put(values, q, value):
+    """The tuple with element q replaced: selects that vanish when the loop over q is unrolled."""
+    return (
+        value if q == 0 else values[0],
+        value if q == 1 else values[1],
+        value if q == 2 else values[2],
+        value if q == 3 else values[3],
+    )
+
+
+def _quad(key: KernelKey):
+    """The inlined function that works on the QUAD elements from ``index`` on, those before ``end``: writes the outputs
+    and adds sum k of element q to the accumulators hi[k QUAD + q] and lo[k QUAD + q]."""
+    sample = element(key.recipe)
+    sums = len(key.recipe.sums)
+    compensated = key.recipe.compensated
+    zero = key.zero
+    prediction = _reader(key, "prediction")
+    target = _reader(key, "target")
+    weight = _reader(key, "weight")
+    mask = _reader(key, "mask")
+    pos_weight = _reader(key, "pos_weight")
+    label_weight = _reader(key, "label_weight")
+    scale = _reader(key, "scale")
+    write_loss = _writer(key, "loss")
+    write_gradient = _writer(key, "gradient")
+    write_hessian = _writer(key, "hessian")
+
+    @inlined
+    def quad(index, end, addresses, geometry, parameters, ignored, hi, lo):
+        predictions = prediction(addresses, geometry, index, end)
+        targets = target(addresses, geometry, index, end)
+        weights = weight(addresses, geometry, index, end)
+        masks = mask(addresses, geometry, index, end)
+        pos_weights = pos_weight(addresses, geometry, index, end)
+        label_weights = label_weight(addresses, geometry, index, end)
+        scales = scale(addresses, geometry, index, end)
+        losses = (zero, zero, zero, zero)
+        gradients = (zero, zero, zero, zero)
+        hessians = (zero, zero, zero, zero)
+        for q in range(QUAD):
+            outputs, values = sample(
+                index + q < end,
+                predictions[q],
+                targets[q],
+                weights[q],
+                masks[q],
+                pos_weights[q],
+                label_weights[q],
+                scales[q],
+                parameters,
+                ignored,
+            )
+            losses = _put(losses, q, outputs[0])
+            gradients = _put(gradients, q, outputs[1])
+            hessians = _put(hessians, q, outputs[2])
+            for k in range(sums):
+                cell = k * QUAD + q
+                if compensated:
+                    hi[cell], lo[cell] = add_to_pair(hi[cell], lo[cell], values[k])
+                else:
+                    hi[cell] += values[k]
+        write_loss(addresses, geometry, index, end, losses)
+        write_gradient(addresses, geometry, index, end, gradients)
+        write_hessian(addresses, geometry, index, end, hessians)
+
+    return quad
+
+
+def whole(key: KernelKey):
+    """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]."""
+    quad = _quad(key)
+    sums = len(key.recipe.sums)
+    cells = max(1, sums) * QUAD
+    compensated = key.recipe.compensated
+    lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
+    team = threads(key.plan)
+
+    def blocks(n, addresses, geometry, parameters, ignored, partials, count):
+        shared_hi = cuda.shared.array(lanes, float64)
+        shared_lo = cuda.shared.array(lanes if compensated else 1, float64)
+        hi = cuda.local.array(cells, float64)
+        lo = cuda.local.array(cells, float64)
+        thread = cuda.threadIdx.x
+        block = int64(cuda.blockIdx.x)
+        for cell in range(cells):
+            hi[cell] = 0.0
+            lo[cell] = 0.0
+        for r in range(rows):
+            index = block * block_size + r * lanes + thread * QUAD
+            if index < n:
+                quad(index, n, addresses, geometry, parameters, ignored, hi, lo)
+        for k in range(sums):
+            for q in range(QUAD):
+                shared_hi[thread * QUAD + q] = hi[k * QUAD + q]
+                if compensated:
+                    shared_lo[thread * QUAD + q] = lo[k * QUAD + q]
+            cuda.syncthreads()
+            width = first_width(lanes, min(lanes, n - block * block_size))
+            while width > 0:
+                lane = thread
+                while lane < width:
+                    if compensated:
+                        shared_hi[lane], shared_lo[lane] = merge_pairs(
+                            shared_hi[lane], shared_lo[lane], shared_hi[lane + width], shared_lo[lane + width]
+                        )
+                    else:
+                        shared_hi[lane] += shared_hi[lane + width]
+                    lane += team
+                cuda.syncthreads()
+                width //= 2
+            if thread == 0:
+                store_real(partials, 2 * k * count + block, shared_hi[0])
+                store_real(partials, (2 * k + 1) * count + block, shared_lo[0] if compensated else 0.0)
+            cuda.syncthreads()
+
+    return blocks
+
+
+def along_axes(key: KernelKey):
+    """Sum runs of ``chunk`` reduced elements of each output, in order. Element r of output o has index r outputs + o.
+
+    Run c leaves the pair of sum k for output o at partials[k, :, c, o]. A thread owns QUAD neighbouring outputs.
+    """
+    quad = _quad(key)
+    sums = len(key.recipe.sums)
+    cells = max(1, sums) * QUAD
+    chunk = key.plan.chunk
+
+    def runs(reduced, outputs, addresses, geometry, parameters, ignored, partials, count):
+        hi = cuda.local.array(cells, float64)
+        lo = cuda.local.array(cells, float64)
+        total_hi = cuda.local.array(cells, float64)
+        total_lo = cuda.local.array(cells, float64)
+        tiles = (outputs + QUAD - 1) // QUAD
+        worker = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        run = worker // tiles
+        left = (worker - run * tiles) * QUAD
+        if run < count:
+            for cell in range(cells):
+                total_hi[cell] = 0.0
+                total_lo[cell] = 0.0
+            for r in range(run * chunk, min((run + 1) * chunk, reduced)):
+                for cell in range(cells):
+                    hi[cell] = 0.0
+                    lo[cell] = 0.0
+                quad(r * outputs + left, (r + 1) * outputs, addresses, geometry, parameters, ignored, hi, lo)
+                for cell in range(cells):
+                    total_hi[cell], total_lo[cell] = merge_pairs(
+                        total_hi[cell], total_lo[cell], hi[cell], lo[cell]
+                    )
+            for k in range(sums):
+                for q in range(QUAD):
+                    if left + q < outputs:
+                        store_real(partials, (2 * k * count + run) * outputs + left + q, total_hi[k * QUAD + q])
+                        store_real(partials, ((2 * k + 1) * count + run) * outputs + left + q, total_lo[k * QUAD + q])
+
+    return runs
+
+
+def combine(plan: Plan):
+    """Reduce pairs by blocks: one thread block for each block of each column.
+
+    Column (k, o) holds ``size`` pairs at source[k, :, j, o]; block b of it leaves its pair at target[k, :, b, o].
+    """
+    lanes, rows, block_size = plan.lanes, plan.rows, plan.block
+    team = threads(plan)
+
+    def columns(size, outputs, source, target, blocks):
+        shared_hi = cuda.shared.array(lanes, float64)
+        shared_lo = cuda.shared.array(lanes, float64)
+        thread = cuda.threadIdx.x
+        task = int64(cuda.blockIdx.x)
+        o = task % outputs
+        block = (task // outputs) % blocks
+        k = task // (outputs * blocks)
+        base = block * block_size
+        lane = int64(thread)
+        while lane < lanes:
+            hi = 0.0
+            lo = 0.0
+            for r in range(rows):
+                j = base + r * lanes + lane
+                if j < size:
+                    hi, lo = merge_pairs(
+                        hi,
+                        lo,
+                        load_real(source, (2 * k * size + j) * outputs + o),
+                        load_real(source, ((2 * k + 1) * size + j) * outputs + o),
+                    )
+            shared_hi[lane] = hi
+            shared_lo[lane] = lo
+            lane += team
+        cuda.syncthreads()
+        width = first_width(lanes, min(lanes, size - base))
+        while width > 0:
+            lane = int64(thread)
+            while lane < width:
+                shared_hi[lane], shared_lo[lane] = merge_pairs(
+                    shared_hi[lane], shared_lo[lane], shared_hi[lane + width], shared_lo[lane + width]
+                )
+                lane += team
+            cuda.syncthreads()
+            width //= 2
+        if thread == 0:
+            store_real(target, (2 * k * blocks + block) * outputs + o, shared_hi[0])
+            store_real(target, ((2 * k + 1) * blocks + block) * outputs + o, shared_lo[0])
+
+    return columns
+
+
+def settle(key: SettleKey):
+    """Turn sums into values, or into the scale of derivatives: one thread for each output."""
+    value = settlement(key.storage, key.makes_scale, key.divides_by_sum, key.factor_storage)
+
+    def values(outputs, states, result, numerator, denominator, divisor, least, grad_scale, unit, factor):
+        o = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        if o < outputs:
+            value(o, outputs, states, result, numerator, denominator, divisor, least, grad_scale, unit, factor)
+
+    return values

@@ -1,0 +1,62 @@
+"""Run a job on a GPU, on a stream. Nothing here waits for the device."""
+
+from gpubce.backends.cuda import compile as compiled
+from gpubce.backends.cuda.kernels import QUAD, threads
+from gpubce.backends.kernel_key import SettleKey
+from gpubce.spec.job import Settlement
+from gpubce.spec.plan import Plan
+
+THREADS = 128
+"""Threads of a thread block where no block of the plan fixes them."""
+
+
+class CudaEngine:
+    """See :class:`gpubce.backends.pipeline.Engine`. ``stream`` is a CUDA stream's handle, ``device`` its device's
+    number; that device is current."""
+
+    def __init__(self, stream: int = 0, device: int = 0):
+        self.stream = stream
+        self.device = device
+
+    def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count):
+        self.launch(
+            "whole",
+            key,
+            key.plan.blocks(elements),
+            threads(key.plan),
+            (elements, addresses, geometry, parameters, ignored, partials, count),
+        )
+
+    def along_axes(self, key, reduced, outputs, addresses, geometry, parameters, ignored, partials, count):
+        workers = count * -(-outputs // QUAD)
+        self.launch(
+            "along_axes",
+            key,
+            -(-workers // THREADS),
+            THREADS,
+            (reduced, outputs, addresses, geometry, parameters, ignored, partials, count),
+        )
+
+    def combine(self, plan: Plan, sums, size, outputs, source, target):
+        blocks = plan.blocks(size)
+        self.launch(
+            "combine", plan, sums * blocks * outputs, threads(plan), (size, outputs, source, target, blocks)
+        )
+
+    def settle(self, settlement: Settlement):
+        key, arguments = SettleKey.of(settlement)
+        self.launch("settle", key, -(-settlement.outputs // THREADS), THREADS, arguments)
+
+    def clear(self, address, cells):
+        # Settling 0 / 1 writes zeros: rare (empty input), so it needs no kernel of its own.
+        key = SettleKey("float64", True, False, None)
+        self.launch("settle", key, -(-cells // THREADS), THREADS, (cells, 0, address, 0, 0, 1.0, 0.0, 0.0, 1.0, 0))
+
+    def launch(self, kind: str, key, grid: int, team: int, arguments: tuple) -> None:
+        """Start one kernel on the stream."""
+        from numba import cuda
+
+        if grid == 0:
+            return
+        stream = 0 if cuda.config.ENABLE_CUDASIM else cuda.external_stream(self.stream)
+        compiled.kernel(kind, key, self.device)[grid, team, stream](*arguments)

@@ -1,0 +1,368 @@
+"""The formulas, each a function of one sample.
+
+Notation: x is a logit, p = 1 / (1 + exp(-x)) a probability, y a target, and
+
+    loss = a (-log p) + b (-log(1 - p)),        a = w w1 y,  b = w w0 (1 - y).
+
+Both terms are non-negative and each is accurate by itself, so nothing cancels. A *space* (logit or probability) gives
+the two branches -log p and -log(1 - p) with their first and second derivatives; weights, smoothing, clipping, floors
+and the focal factor are written once, on top of the branches. A term whose factor is 0 is not there: 0 * inf never
+appears.
+
+Logits share t = exp(-|x|):  -log p = max(-x, 0) + log1p(t),  -log(1 - p) = max(x, 0) + log1p(t).
+
+Everything is built from the operations of :mod:`gpubce.spec.primitives`, in the type named ``real``.
+"""
+
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+from numba import njit
+
+from gpubce.spec.coefficients import COEFFICIENTS
+from gpubce.spec import state
+from gpubce.spec.primitives import (
+    fma,
+    is_nan,
+    loader,
+    polynomial,
+    product,
+    scale_by_low_bits,
+    select,
+    split_exponent,
+    storer,
+)
+from gpubce.spec.precision import widened
+from gpubce.spec.quantities import collector
+from gpubce.spec.recipe import LOGIT, PARAMETERS, Recipe
+
+inlined = njit(inline="always", error_model="numpy")
+settled, mean, derivative_scale = inlined(state.settled), inlined(state.mean), inlined(state.derivative_scale)
+
+
+@lru_cache(maxsize=None)
+def functions(real: str) -> SimpleNamespace:
+    """The elementary functions in one type: exp(-a), -log, softplus, sigmoid and what they share."""
+    constants = COEFFICIENTS[real]
+    number = np.dtype(real).type
+    ZERO, ONE, TWO, HALF = number(0), number(1), number(2), number(0.5)
+    INFINITY, SMALLEST_NORMAL = number(np.inf), np.finfo(real).tiny
+    LARGEST_EXPONENT = number(constants.largest_exponent)
+    MINUS_LOG2_E = number(-constants.log2_e)
+    ROUNDER = number(constants.rounder)
+    REDUCTION_HIGH, REDUCTION_LOW = number(constants.reduction_high), number(constants.reduction_low)
+    LN2_HIGH, LN2_LOW = number(constants.ln2_high), number(constants.ln2_low)
+    SUBNORMAL_SCALE, SUBNORMAL_SHIFT = number(2.0**constants.subnormal_shift), number(constants.subnormal_shift)
+    exp_tail = polynomial((1.0, 1.0, *constants.exp), real)
+    log1p_unit_tail = polynomial(constants.log1p_unit, real)
+    log1p_centred_tail = polynomial(constants.log1p_centred, real)
+
+    @inlined
+    def exp_negative(a):
+        """exp(-a) for a >= 0; 0 where the result would be subnormal, so a GPU that flushes them agrees.
+
+        -a = n ln 2 + r with |r| <= ln 2 / 2, and exp(r) by a polynomial.
+        """
+        shifted = fma(a, MINUS_LOG2_E, ROUNDER)
+        n = shifted - ROUNDER
+        r = fma(n, -REDUCTION_LOW, fma(n, -REDUCTION_HIGH, -a))
+        return select(a > LARGEST_EXPONENT, ZERO, scale_by_low_bits(exp_tail(r), shifted))
+
+    @inlined
+    def log1p_unit(t):
+        """log(1 + t) for 0 <= t <= 1, with no range reduction."""
+        return fma(log1p_unit_tail(t), t * t, t)
+
+    @inlined
+    def minus_log_pair(q, error):
+        """-log(q + error) as an unevaluated sum (hi, lo), for 0 <= q <= 1.
+
+        ``error`` is 0, or the rounding error of q = 1 - p; then q > 1/2 and error 2^-k (k is 0 or -1) completes
+        m - 1 to an exact number. q = 2^k m, log q = k ln 2 + log1p(m - 1). Infinite for q = 0.
+        """
+        subnormal = q < SMALLEST_NORMAL
+        k, m = split_exponent(select(subnormal, product(q, SUBNORMAL_SCALE), q))
+        k = k - select(subnormal, SUBNORMAL_SHIFT, ZERO)
+        f = fma(error, select(k < ZERO, TWO, ONE), m - ONE)
+        tail = fma(k, LN2_LOW, fma(log1p_centred_tail(f), f * f, f))
+        whole = product(k, LN2_HIGH)
+        high = whole + tail
+        low = tail - (high - whole)
+        zero = q == ZERO
+        return select(zero, INFINITY, -high), select(zero | is_nan(q), q, -low)
+
+    @inlined
+    def minus_log(q, error):
+        """-log(q + error), rounded once more than the pair."""
+        return minus_log_pair(q, error)[0] + minus_log_pair(q, error)[1]
+
+    @inlined
+    def power(base, exponent):
+        """base^exponent for 0 <= base <= 1 and exponent > 0; 0 where the result would be subnormal.
+
+        The exponential magnifies the error of its argument by that argument (87 in float32), so the argument is a
+        pair: exp(-(h + l)) = exp(-h) (1 - l).
+        """
+        high, low = minus_log_pair(base, ZERO)
+        whole = product(exponent, high)
+        rest = fma(exponent, low, fma(exponent, high, -whole))
+        value = exp_negative(whole)
+        return select(whole > LARGEST_EXPONENT, ZERO, fma(-value, rest, value))
+
+    @inlined
+    def reciprocal(q, error):
+        """1 / (q + error) where ``error`` is the rounding error of q; infinite for q = 0."""
+        d = ONE / q
+        refined = fma(d, fma(-d, error, fma(-q, d, ONE)), d)
+        return select(d < INFINITY, refined, d)
+
+    @inlined
+    def share(numerator, one_plus_t, error, d):
+        """numerator / (1 + t), where d is the rounded 1 / (1 + t) and ``error`` the rounding error of 1 + t."""
+        q = numerator * d
+        return fma(fma(-q, error, fma(-q, one_plus_t, numerator)), d, q)
+
+    @inlined
+    def logit_branches(x):
+        """Of a logit: (-log p, -log(1 - p)), p, 1 - p and p (1 - p)."""
+        t = exp_negative(abs(x))
+        soft = log1p_unit(t)
+        minus_log_p = select(x < ZERO, -x, ZERO) + soft
+        minus_log_q = select(x > ZERO, x, ZERO) + soft
+
+        u = ONE + t
+        error = t - (u - ONE)
+        d = ONE / u
+        near = share(ONE, u, error, d)
+        far = share(t, u, error, d)
+        p = select(x >= ZERO, near, far)
+        q = select(x >= ZERO, far, near)
+
+        v = u * u
+        r = fma(error + error, u, fma(u, u, -v))
+        h = t / v
+        curvature = fma(fma(-h, r, fma(-h, v, t)), ONE / v, h)
+        return minus_log_p, minus_log_q, p, q, curvature
+
+    @inlined
+    def probability_branches(p):
+        """Of a probability: (-log p, -log(1 - p)), 1 - p, 1 / p and 1 / (1 - p)."""
+        q = ONE - p
+        error = (ONE - q) - p
+        return minus_log(p, ZERO), minus_log(q, error), q, reciprocal(p, ZERO), reciprocal(q, error)
+
+    @inlined
+    def term(factor, value):
+        """factor * value, absent where the factor is 0."""
+        return select(factor == ZERO, ZERO, product(factor, value))
+
+    return SimpleNamespace(
+        exp_negative=exp_negative,
+        log1p_unit=log1p_unit,
+        minus_log=minus_log,
+        power=power,
+        reciprocal=reciprocal,
+        logit_branches=logit_branches,
+        probability_branches=probability_branches,
+        term=term,
+        half=HALF,
+    )
+
+
+@lru_cache(maxsize=None)
+def element(recipe: Recipe):
+    """The inlined function of one sample that a kernel calls.
+
+    It takes (counted, prediction, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored), each of
+    the widened type of its role (anything where the recipe has no such role), and gives ((loss, gradient, hessian),
+    sums): the outputs in the compute type, and one float64 for each name in ``recipe.sums``.
+    """
+    real = recipe.compute
+    number = np.dtype(real).type
+    cast = njit(inline="always")(lambda value: number(value))
+    f = functions(real)
+    term, power = f.term, f.power
+    logit_branches, probability_branches = f.logit_branches, f.probability_branches
+    ZERO, ONE, TWO, INFINITY, NAN = number(0), number(1), number(2), number(np.inf), number(np.nan)
+    SMALLEST_NORMAL = number(np.finfo(real).tiny)
+    index = {name: k for k, name in enumerate(recipe.parameters)}
+    at = {name: index.get(name, 0) for name in PARAMETERS}
+    as_target = np.dtype(widened(recipe.target or real)).type
+    as_weight = np.dtype(widened(recipe.weight or real)).type
+    TARGET_ZERO, TARGET_ONE, WEIGHT_ZERO = as_target(0), as_target(1), as_weight(0)
+
+    READS_PREDICTION = recipe.prediction is not None
+    READS_TARGET = recipe.target is not None
+    IN_LOGITS = recipe.space == LOGIT
+    WEIGHT, MASK, POS_WEIGHT = recipe.weight is not None, recipe.mask is not None, recipe.pos_weight is not None
+    LABEL_WEIGHT, SCALE_ARRAY = recipe.label_weight is not None, recipe.scale is not None
+    FACTORS, SMOOTHING, ALPHA, FOCAL = recipe.factors, recipe.smoothing, recipe.alpha, recipe.gamma
+    FLOOR, CLIP, UNIT, SCALED = recipe.floor, recipe.clip, recipe.unit, recipe.scaled
+    IGNORE_VALUE, IGNORE_NAN = recipe.ignore == "value", recipe.ignore == "nan"
+    K_NEGATIVE, K_POSITIVE = at["negative_factor"], at["positive_factor"]
+    K_KEEP, K_HALF = at["smoothing_keep"], at["smoothing_half"]
+    K_ALPHA_POSITIVE, K_ALPHA_NEGATIVE = at["alpha_positive"], at["alpha_negative"]
+    K_GAMMA, K_CORNER = at["gamma"], at["focal_corner"]
+    K_LOG_CAP, K_RECIPROCAL_CAP = at["log_cap"], at["reciprocal_cap"]
+    K_LOW, K_HIGH, K_UNIT, K_SCALE = at["clip_low"], at["clip_high"], at["unit"], at["scale"]
+    collect = collector(recipe.sums)
+
+    @inlined
+    def one_sample(counted, prediction, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored):
+        # What is counted, and what is valid. Comparisons are made in the widened type, before any rounding.
+        if MASK:
+            counted = counted & (mask != 0)
+        if IGNORE_VALUE:
+            counted = counted & (target != ignored)
+        if IGNORE_NAN:
+            counted = counted & (target == target)
+        valid = True
+        if READS_TARGET:
+            valid = valid & (target >= TARGET_ZERO) & (target <= TARGET_ONE)
+            y = cast(target)
+        else:
+            y = ZERO
+        w = ONE
+        if WEIGHT:
+            valid = valid & (weight >= WEIGHT_ZERO) & (cast(weight) < INFINITY)
+            w = cast(weight)
+            if LABEL_WEIGHT:
+                w = product(w, label_weight)
+        elif LABEL_WEIGHT:
+            w = label_weight
+        z = ONE
+        if READS_PREDICTION:
+            z = prediction
+            if not IN_LOGITS:
+                valid = valid & ((z >= ZERO) & (z <= ONE) | is_nan(z))
+
+        # The factors a and b of the two terms. Never 1 minus a rounded y: that costs 1,217 ulp with smoothing.
+        y_positive, y_negative = y, ONE - y
+        if SMOOTHING:
+            y_positive = fma(y, parameters[K_KEEP], parameters[K_HALF])
+            y_negative = fma(ONE - y, parameters[K_KEEP], parameters[K_HALF])
+        common = w
+        if ALPHA:
+            balance = fma(
+                parameters[K_ALPHA_POSITIVE], y_positive, product(parameters[K_ALPHA_NEGATIVE], y_negative)
+            )
+            common = product(w, balance)
+        a = product(common, y_positive)
+        b = product(common, y_negative)
+        if FACTORS:
+            a = product(a, parameters[K_POSITIVE])
+            b = product(b, parameters[K_NEGATIVE])
+        if POS_WEIGHT:
+            a = product(a, pos_weight)
+        # One NaN factor makes all outputs NaN: for invalid samples, and for NaN predictions of weight 0.
+        a = select(valid & (z == z), a, NAN)
+
+        # The branches: value, first and second derivative of -log p and -log(1 - p).
+        inside = True
+        p = z
+        if IN_LOGITS:
+            minus_log_p, minus_log_q, p, q, curvature = logit_branches(z)
+            plain_p, plain_q = minus_log_p, minus_log_q
+            slope_p, slope_q = q, p
+            curvature_p, curvature_q = curvature, curvature
+            focal_p, focal_slope, focal_bend = p, curvature, q - p
+            if FLOOR:
+                minus_log_p = select(minus_log_p > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_p)
+                minus_log_q = select(minus_log_q > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_q)
+        else:
+            clipped = z
+            if CLIP:
+                inside = (z >= parameters[K_LOW]) & (z <= parameters[K_HIGH])
+                clipped = select(z < parameters[K_LOW], parameters[K_LOW], clipped)
+                clipped = select(z > parameters[K_HIGH], parameters[K_HIGH], clipped)
+            minus_log_p, minus_log_q, q, slope_p, slope_q = probability_branches(clipped)
+            plain_p, plain_q = minus_log_p, minus_log_q
+            if FLOOR:
+                minus_log_p = select(minus_log_p > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_p)
+                minus_log_q = select(minus_log_q > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_q)
+                slope_p = select(slope_p > parameters[K_RECIPROCAL_CAP], parameters[K_RECIPROCAL_CAP], slope_p)
+                slope_q = select(slope_q > parameters[K_RECIPROCAL_CAP], parameters[K_RECIPROCAL_CAP], slope_q)
+            curvature_p, curvature_q = product(slope_p, slope_p), product(slope_q, slope_q)
+            focal_p, focal_slope, focal_bend = clipped, ONE, ZERO
+
+        loss = term(a, minus_log_p) + term(b, minus_log_q)
+        gradient = term(b, slope_q) - term(a, slope_p)
+        hessian = term(a, curvature_p) + term(b, curvature_q)
+
+        if FOCAL:
+            # loss f^gamma with f = 1 - p_t = p (1 - y) + (1 - p) y (Lin et al. 2017, eq. 5; soft targets as the
+            # expectation). With u = f'/f:  (L f^g)' = f^g (g u L + L'),
+            # (L f^g)'' = f^g (g u ((g - 1) u + f''/f') L + 2 g u L' + L'').
+            gamma = parameters[K_GAMMA]
+            failure = fma(focal_p, y_negative, product(q, y_positive))
+            vanishes = failure < SMALLEST_NORMAL
+            factor = select(vanishes, ZERO, power(failure, gamma))
+            u = select(vanishes, ZERO, focal_slope * (y_negative - y_positive) / failure)
+            pull = product(gamma, term(u, loss))
+            bend = fma(gamma - ONE, u, focal_bend)
+            rise = fma(TWO * product(gamma, u), gradient, fma(pull, bend, hessian))
+            rise = select(hessian < INFINITY, product(factor, rise), hessian)
+            at_corner = term(a + b, parameters[K_CORNER])
+            hessian = select(vanishes, at_corner, select(factor == ZERO, ZERO, rise))
+            gradient = select(factor == ZERO, ZERO, product(factor, pull + gradient))
+            loss = term(factor, loss)
+            # A factor of 0 must not hide an invalid sample or a NaN prediction.
+            loss, gradient, hessian = select(is_nan(a), a, loss), select(is_nan(a), a, gradient), select(is_nan(a), a, hessian)
+
+        if CLIP:
+            sound = inside | is_nan(a)
+            gradient = select(sound, gradient, ZERO)
+            hessian = select(sound, hessian, ZERO)
+
+        sums = collect(
+            counted,
+            valid != True,  # noqa: E712  (`not` branches)
+            np.float64(loss),
+            np.float64(w),
+            np.float64(y),
+            np.float64(p),
+            np.float64(plain_p),
+            np.float64(plain_q),
+        )
+        if SCALE_ARRAY:
+            gradient = product(gradient, cast(scale))
+            hessian = product(hessian, cast(scale))
+        elif SCALED:
+            gradient = product(gradient, parameters[K_SCALE])
+            hessian = product(hessian, parameters[K_SCALE])
+        if UNIT:
+            loss = product(loss, parameters[K_UNIT])
+        return (
+            select(counted, loss, ZERO),
+            select(counted, gradient, ZERO),
+            select(counted, hessian, ZERO),
+        ), sums
+
+    return one_sample
+
+
+@lru_cache(maxsize=None)
+def settlement(storage: str, makes_scale: bool, divides_by_sum: bool, factor_storage: str | None):
+    """The inlined function that turns the sums of output ``o`` into a value or a scale; see job.Settlement."""
+    load = loader("float64")
+    store = storer(storage)
+    load_factor = loader(factor_storage or "float32")
+    HAS_FACTOR = factor_storage is not None
+    narrow = np.dtype(widened(storage)).type
+
+    @inlined
+    def settle_output(o, outputs, states, result, numerator, denominator, divisor, least, grad_scale, unit, factor):
+        if divides_by_sum:
+            total = settled(load(states, 2 * denominator * outputs + o), load(states, (2 * denominator + 1) * outputs + o))
+            divisor = least if total < least else total
+        if makes_scale:
+            if HAS_FACTOR:
+                grad_scale = grad_scale * np.float64(load_factor(factor, 0))
+            value = derivative_scale(grad_scale, divisor, unit)
+        else:
+            total = settled(load(states, 2 * numerator * outputs + o), load(states, (2 * numerator + 1) * outputs + o))
+            value = mean(total, divisor, unit)
+        store(result, o, narrow(value))
+
+    return settle_output

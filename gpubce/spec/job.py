@@ -1,0 +1,64 @@
+"""One pass over the inputs, ready to run: what to compute, where the arrays are, and the numbers of this call."""
+
+from dataclasses import dataclass, field
+from math import prod
+
+from gpubce.spec.geometry import Operand
+from gpubce.spec.plan import PLAN, Plan
+from gpubce.spec.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """``operands`` follow the recipe's roles, then its outputs; their strides are over ``shape``.
+
+    ``kept`` is the number of trailing axes of ``shape`` that the sums keep: 0 sums over everything. The sums go to
+    ``states``, the address of float64 pairs [sum, hi or lo, output].
+    """
+
+    recipe: Recipe
+    shape: tuple[int, ...]
+    operands: tuple[Operand, ...]
+    kept: int = 0
+    states: int = 0
+    parameters: dict[str, float] = field(default_factory=dict)
+    ignored: float = 0
+    plan: Plan = PLAN
+
+    @property
+    def elements(self) -> int:
+        """How many elements there are."""
+        return prod(self.shape)
+
+    @property
+    def outputs(self) -> int:
+        """How many values each sum has."""
+        return prod(self.shape[len(self.shape) - self.kept :])
+
+    @property
+    def reduced(self) -> int:
+        """How many elements go into each of them."""
+        return prod(self.shape[: len(self.shape) - self.kept])
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """How sums become values: total / denominator * unit, or grad_scale / denominator * unit for derivatives.
+
+    ``denominator`` is the position of the sum to divide by, or None for the number ``divisor``. A sum is first raised
+    to ``least``. ``numerator`` is the position of the total; None makes the scale of derivatives instead.
+    ``factor`` is the address of one more factor in memory (0 for none) of type ``factor_storage``.
+    """
+
+    outputs: int
+    states: int
+    result: int
+    storage: str
+    numerator: int | None = 0
+    denominator: int | None = None
+    divisor: float = 1.0
+    least: float = 0.0
+    grad_scale: float = 1.0
+    unit: float = 1.0
+    factor: int = 0
+    factor_storage: str = "float32"

@@ -1,0 +1,297 @@
+"""The operations from which every element is built: those that IEEE 754 rounds correctly, and bit moves.
+
+They compile unchanged for the CPU and for CUDA, with no device present. That holds for Numba intrinsics and for
+functions compiled with ``inline="always"``; a plain jitted callee would ask for a device.
+
+The rule that keeps the bits equal: **no multiply feeds an addition**. NVVM fuses such a pair in the PTX and ptxas once
+more after it; LLVM on a CPU does not. Where a rounded product is added, write :func:`product`; where one rounding is
+wanted, write :func:`fma`.
+"""
+
+from types import FunctionType
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from gpubce.spec import plan
+from gpubce.spec.precision import ITEMSIZE, widened
+
+_NUMBA_TYPE = {"float32": types.float32, "float64": types.float64, "int64": types.int64}
+_FRACTION_BITS = {32: 23, 64: 52}
+_EXPONENT_BIAS = {32: 127, 64: 1023}
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a b + c, rounded once."""
+    if not (a == b == c and isinstance(a, types.Float)):
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.fma(*args)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def product(typingctx, a, b):
+    """a b, rounded, in a form that no compiler fuses with an addition: fma(a, b, +0)."""
+    if not (a == b and isinstance(a, types.Float)):
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.fma(*args, ir.Constant(args[0].type, 0.0))
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def select(typingctx, condition, a, b):
+    """a where the condition holds, else b; both are evaluated, nothing branches."""
+    if not (condition == types.boolean and a == b):
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.select(*args)
+
+    return a(condition, a, b), codegen
+
+
+@intrinsic
+def is_nan(typingctx, a):
+    """Whether a is not a number."""
+    if not isinstance(a, types.Float):
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.fcmp_unordered("uno", args[0], args[0])
+
+    return types.boolean(a), codegen
+
+
+@intrinsic
+def scale_by_low_bits(typingctx, value, shifted):
+    """value 2^(k - bias), where k stands in the low bits of the fraction of ``shifted``.
+
+    This is the last step of exp: adding 1.5 2^fraction + bias to a real rounds it to the integer k - bias and leaves
+    k in those bits. The power of two is multiplied (as fma(value, power, +0)) and not added to the exponent of value,
+    because a NaN has to stay a NaN.
+    """
+    if not (value == shifted and isinstance(value, types.Float)):
+        return None
+
+    def codegen(context, builder, signature, args):
+        real = args[0].type
+        bits = value.bitwidth
+        word = ir.IntType(bits)
+        exponent = builder.shl(builder.bitcast(args[1], word), word(_FRACTION_BITS[bits]))
+        return builder.fma(args[0], builder.bitcast(exponent, real), ir.Constant(real, 0.0))
+
+    return value(value, shifted), codegen
+
+
+@intrinsic
+def split_exponent(typingctx, value):
+    """(k, m) with value = 2^k m and m in [sqrt(1/2), sqrt(2)), for a positive normal value; k is of value's type."""
+    if not isinstance(value, types.Float):
+        return None
+
+    def codegen(context, builder, signature, args):
+        real = args[0].type
+        bits = value.bitwidth
+        word = ir.IntType(bits)
+        fraction = word(_FRACTION_BITS[bits])
+        root = np.sqrt(np.array(0.5, f"float{bits}")).view(f"int{bits}")
+        whole = builder.bitcast(args[0], word)
+        exponent = builder.ashr(builder.sub(whole, word(int(root))), fraction)
+        mantissa = builder.bitcast(builder.sub(whole, builder.shl(exponent, fraction)), real)
+        return context.make_tuple(builder, signature.return_type, (builder.sitofp(exponent, real), mantissa))
+
+    return types.UniTuple(value, 2)(value), codegen
+
+
+def polynomial(coefficients, real: str):
+    """An inlined function of one variable: Horner's scheme, one fma a step; coefficients from the constant upwards."""
+    numba_type = _NUMBA_TYPE[real]
+
+    @intrinsic
+    def horner(typingctx, x):
+        if x != numba_type:
+            return None
+
+        def codegen(context, builder, signature, args):
+            *rest, value = [ir.Constant(args[0].type, float(np.dtype(real).type(c))) for c in coefficients]
+            for coefficient in reversed(rest):
+                value = builder.fma(value, args[0], coefficient)
+            return value
+
+        return numba_type(x), codegen
+
+    return horner
+
+
+two_sum = njit(inline="always")(plan.two_sum)
+"""plan.two_sum, compiled. Its additions feed each other and no multiply, so nothing can be fused."""
+
+
+first_width = njit(inline="always")(plan.first_width)
+"""plan.first_width, compiled."""
+
+
+def _inlined_pairs():
+    """The pair functions of the plan, compiled from their source with the compiled two_sum in its place."""
+    names = {"two_sum": two_sum}
+    return tuple(
+        njit(inline="always")(FunctionType(function.__code__, names, function.__name__))
+        for function in (plan.add_to_pair, plan.merge_pairs)
+    )
+
+
+add_to_pair, merge_pairs = _inlined_pairs()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory. Arrays reach a kernel as addresses, so the kernels are the same for every array library, take few arguments
+# and read any type: float16 and bfloat16 (which Numba cannot load on a CPU) as bits.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _storage_type(storage: str) -> ir.Type:
+    if storage == "float32":
+        return ir.FloatType()
+    if storage == "float64":
+        return ir.DoubleType()
+    return ir.IntType(8 * ITEMSIZE[storage])
+
+
+def _widen(builder, storage: str, raw):
+    if storage == "float16":
+        return builder.fpext(builder.bitcast(raw, ir.HalfType()), ir.FloatType())
+    if storage == "bfloat16":
+        word = builder.shl(builder.zext(raw, ir.IntType(32)), ir.IntType(32)(16))
+        return builder.bitcast(word, ir.FloatType())
+    if storage in ("float32", "float64"):
+        return raw
+    extend = builder.sext if storage.startswith("int") else builder.zext
+    return raw if raw.type.width == 64 else extend(raw, ir.IntType(64))
+
+
+def _narrow(builder, storage: str, value):
+    if storage == "float16":
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
+    if storage == "bfloat16":
+        # Round to nearest even: add half of the last kept place, less one where that place is even.
+        word = ir.IntType(32)
+        bits = builder.bitcast(value, word)
+        last = builder.and_(builder.lshr(bits, word(16)), word(1))
+        rounded = builder.add(bits, builder.add(last, word(0x7FFF)))
+        kept = builder.select(builder.fcmp_unordered("uno", value, value), word(0x7FC00000), rounded)
+        return builder.trunc(builder.lshr(kept, word(16)), ir.IntType(16))
+    return value
+
+
+def _pointer(context, builder, storage: str, address, index, count: int = 1):
+    """The typed pointer to ``count`` elements from ``index`` on. CUDA gets one into global memory, so that loads are
+    ``ld.global`` and not generic."""
+    space = 1 if _is_cuda(context) else 0
+    element = _storage_type(storage)
+    base = builder.inttoptr(address, element.as_pointer(space))
+    pointer = builder.gep(base, [index])
+    if count == 1:
+        return pointer
+    return builder.bitcast(pointer, ir.VectorType(element, count).as_pointer(space))
+
+
+def _is_cuda(context) -> bool:
+    return "CUDA" in type(context).__name__
+
+
+REGIONS = ("operands", "outputs", "scratch")
+"""The three kinds of memory of a kernel. No sample reads what another sample writes in a different region."""
+
+
+def _mark_region(context, builder, instruction, region: str) -> None:
+    """Tell LLVM on a CPU that the regions are independent, so that it vectorises without comparing every pair of
+    pointers at run time (it gives up at nine pairs)."""
+    if _is_cuda(context):
+        return
+    module = builder.module
+    domain = module.add_metadata(["gpubce"])
+    scopes = {name: module.add_metadata([f"gpubce {name}", domain]) for name in REGIONS}
+    others = [scope for name, scope in scopes.items() if name != region]
+    instruction.set_metadata("alias.scope", module.add_metadata([scopes[region]]))
+    instruction.set_metadata("noalias", module.add_metadata(others))
+
+
+def loader(storage: str, count: int = 1, region: str = "operands"):
+    """An inlined function (address, index) -> the widened element at that index, or a tuple of ``count`` of them.
+
+    More than one is a single aligned vector load on CUDA: the address of the first must be a multiple of its size.
+    """
+    wide = _NUMBA_TYPE[widened(storage)]
+    result = wide if count == 1 else types.UniTuple(wide, count)
+
+    @intrinsic
+    def load(typingctx, address, index):
+        def codegen(context, builder, signature, args):
+            pointer = _pointer(context, builder, storage, *args, count)
+            value = builder.load(pointer, align=ITEMSIZE[storage] * count)
+            _mark_region(context, builder, value, region)
+            if count == 1:
+                return _widen(builder, storage, value)
+            lanes = (builder.extract_element(value, ir.IntType(32)(k)) for k in range(count))
+            return context.make_tuple(builder, result, [_widen(builder, storage, lane) for lane in lanes])
+
+        return result(types.int64, types.int64), codegen
+
+    return njit(inline="always")(lambda address, index: load(address, index))
+
+
+def storer(storage: str, count: int = 1, region: str = "outputs"):
+    """An inlined function (address, index, value) that rounds to the stored type and writes, or (address, index,
+    tuple) for a single aligned vector store of ``count`` elements."""
+    wide = _NUMBA_TYPE[widened(storage)]
+    given = wide if count == 1 else types.UniTuple(wide, count)
+
+    @intrinsic
+    def store(typingctx, address, index, value):
+        def codegen(context, builder, signature, args):
+            pointer = _pointer(context, builder, storage, *args[:2], count)
+            if count == 1:
+                stored = _narrow(builder, storage, args[2])
+            else:
+                stored = ir.Constant(ir.VectorType(_storage_type(storage), count), ir.Undefined)
+                for k in range(count):
+                    lane = _narrow(builder, storage, builder.extract_value(args[2], k))
+                    stored = builder.insert_element(stored, lane, ir.IntType(32)(k))
+            instruction = builder.store(stored, pointer, align=ITEMSIZE[storage] * count)
+            _mark_region(context, builder, instruction, region)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, given), codegen
+
+    return njit(inline="always")(lambda address, index, value: store(address, index, value))
+
+
+def strided_offset(dimensions: int, slot: int):
+    """An inlined function (index, geometry) -> the byte offset of the element with that index in C order.
+
+    ``geometry`` is a tuple of integers: the shape, then the byte strides of one array after the other; ``slot`` counts
+    those arrays. The outermost coordinate needs no division.
+    """
+    innermost = dimensions - 1
+    first_stride = dimensions * (1 + slot)
+
+    @njit(inline="always", error_model="numpy")
+    def offset(index, geometry):
+        total = 0
+        for back in range(innermost):
+            axis = innermost - back
+            outer = index // geometry[axis]
+            total += (index - outer * geometry[axis]) * geometry[first_stride + axis]
+            index = outer
+        return total + index * geometry[first_stride]
+
+    return offset
