@@ -205,7 +205,8 @@ def element(recipe: Recipe):
     K_ALPHA_POSITIVE, K_ALPHA_NEGATIVE = at["alpha_positive"], at["alpha_negative"]
     K_GAMMA, K_CORNER = at["gamma"], at["focal_corner"]
     K_LOG_CAP, K_RECIPROCAL_CAP = at["log_cap"], at["reciprocal_cap"]
-    K_LOW, K_HIGH, K_UNIT, K_SCALE = at["clip_low"], at["clip_high"], at["unit"], at["scale"]
+    K_CLIP, K_CLIP_LOG, K_CLIP_LOG_REST = at["clip"], at["clip_log"], at["clip_log_rest"]
+    K_UNIT, K_SCALE = at["unit"], at["scale"]
     collect = collector(recipe.sums)
 
     @inlined
@@ -271,12 +272,7 @@ def element(recipe: Recipe):
                 minus_log_p = select(minus_log_p > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_p)
                 minus_log_q = select(minus_log_q > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_q)
         else:
-            clipped = z
-            if CLIP:
-                inside = (z >= parameters[K_LOW]) & (z <= parameters[K_HIGH])
-                clipped = select(z < parameters[K_LOW], parameters[K_LOW], clipped)
-                clipped = select(z > parameters[K_HIGH], parameters[K_HIGH], clipped)
-            minus_log_p, minus_log_q, q, slope_p, slope_q = probability_branches(clipped)
+            minus_log_p, minus_log_q, q, slope_p, slope_q = probability_branches(z)
             plain_p, plain_q = minus_log_p, minus_log_q
             if FLOOR:
                 minus_log_p = select(minus_log_p > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_p)
@@ -284,7 +280,16 @@ def element(recipe: Recipe):
                 slope_p = select(slope_p > parameters[K_RECIPROCAL_CAP], parameters[K_RECIPROCAL_CAP], slope_p)
                 slope_q = select(slope_q > parameters[K_RECIPROCAL_CAP], parameters[K_RECIPROCAL_CAP], slope_q)
             curvature_p, curvature_q = product(slope_p, slope_p), product(slope_q, slope_q)
-            focal_p, focal_slope, focal_bend = clipped, ONE, ZERO
+            focal_p, focal_slope, focal_bend = z, ONE, ZERO
+            if CLIP:
+                # The branches are clipped and not p: 1 - eps may round to 1, and then -log(1 - p) would be infinite.
+                low, high = z < parameters[K_CLIP], q < parameters[K_CLIP]
+                inside = (low | high) == False  # noqa: E712  (`not` branches)
+                small, large = parameters[K_CLIP_LOG_REST], parameters[K_CLIP_LOG]
+                minus_log_p = select(low, large, select(high, small, minus_log_p))
+                minus_log_q = select(low, small, select(high, large, minus_log_q))
+                focal_p = select(low, parameters[K_CLIP], select(high, ONE - parameters[K_CLIP], z))
+                q = select(low, ONE - parameters[K_CLIP], select(high, parameters[K_CLIP], q))
 
         loss = term(a, minus_log_p) + term(b, minus_log_q)
         gradient = term(b, slope_q) - term(a, slope_p)

@@ -50,7 +50,8 @@ def c_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _is_flat(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+def is_flat(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+    """Whether the elements follow one another in C order."""
     expected = itemsize
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
         if length != 1:
@@ -70,7 +71,7 @@ def lay_out(shape: Sequence[int], operands: Sequence[Operand]) -> Geometry:
     layouts = []
     strided = []
     for operand in operands:
-        if _is_flat(shape, operand.strides, ITEMSIZE[operand.storage]):
+        if is_flat(shape, operand.strides, ITEMSIZE[operand.storage]):
             layouts.append(FLAT)
         elif all(stride == 0 or length == 1 for length, stride in zip(shape, operand.strides, strict=True)):
             layouts.append(SCALAR)

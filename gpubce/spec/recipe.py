@@ -24,8 +24,9 @@ PARAMETERS = {
     "focal_corner": "gamma",
     "log_cap": "floor",
     "reciprocal_cap": "floor",
-    "clip_low": "clip",
-    "clip_high": "clip",
+    "clip": "clip",
+    "clip_log": "clip",
+    "clip_log_rest": "clip",
     "unit": "unit",
     "scale": "scaled",
 }

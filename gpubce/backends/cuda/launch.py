@@ -1,13 +1,29 @@
 """Run a job on a GPU, on a stream. Nothing here waits for the device."""
 
+import contextlib
+from collections.abc import Iterator
+
 from gpubce.backends.cuda import compile as compiled
 from gpubce.backends.cuda.kernels import QUAD, threads
+from gpubce.backends.devices import simulated
 from gpubce.backends.kernel_key import SettleKey
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import Plan
 
 THREADS = 128
 """Threads of a thread block where no block of the plan fixes them."""
+
+
+@contextlib.contextmanager
+def current_device(index: int) -> Iterator[None]:
+    """Make a GPU the current one for Numba."""
+    if simulated():
+        yield
+        return
+    from numba import cuda
+
+    with cuda.gpus[index]:
+        yield
 
 
 class CudaEngine:
@@ -58,5 +74,5 @@ class CudaEngine:
 
         if grid == 0:
             return
-        stream = 0 if cuda.config.ENABLE_CUDASIM else cuda.external_stream(self.stream)
+        stream = 0 if simulated() else cuda.external_stream(self.stream)
         compiled.kernel(kind, key, self.device)[grid, team, stream](*arguments)

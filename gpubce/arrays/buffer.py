@@ -1,0 +1,76 @@
+"""Where an array is and what it holds, whatever library owns it."""
+
+import ctypes
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpubce.spec.precision import ITEMSIZE
+
+
+@dataclass(frozen=True)
+class Device:
+    """"cpu", or "cuda" with the number of the GPU."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+CPU = Device()
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """``strides`` are in bytes. ``owner`` keeps the memory alive."""
+
+    address: int
+    storage: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    device: Device
+    owner: Any
+    writable: bool = True
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return math.prod(self.shape)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The first address, and the first one behind the last element."""
+        if self.size == 0:
+            return self.address, self.address
+        reach = [stride * (length - 1) for length, stride in zip(self.shape, self.strides, strict=True)]
+        low = sum(step for step in reach if step < 0)
+        high = sum(step for step in reach if step > 0)
+        return self.address + low, self.address + high + ITEMSIZE[self.storage]
+
+    def overlaps(self, other: "Buffer") -> bool:
+        """Whether the two may share memory."""
+        if self.device != other.device or not (self.size and other.size):
+            return False
+        first, second = self.extent, other.extent
+        return first[0] < second[1] and second[0] < first[1]
+
+    def same_elements(self, other: "Buffer") -> bool:
+        """Whether element k of both is the same memory, for every k."""
+        return (self.address, self.storage, self.shape, self.strides) == (
+            other.address,
+            other.storage,
+            other.shape,
+            other.strides,
+        )
+
+
+def as_numpy(buffer: Buffer) -> np.ndarray:
+    """The memory of a host buffer as a NumPy view; bfloat16 as its bits in uint16."""
+    dtype = np.dtype("uint16" if buffer.storage == "bfloat16" else buffer.storage)
+    low, high = buffer.extent
+    memory = (ctypes.c_char * (high - low)).from_address(low)
+    return np.ndarray(buffer.shape, dtype, memory, buffer.address - low, buffer.strides)

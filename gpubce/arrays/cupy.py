@@ -1,0 +1,46 @@
+"""CuPy arrays."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpubce.arrays import numpy as host
+from gpubce.arrays.buffer import Buffer, Device
+
+NAME = "CuPy"
+
+
+def buffer(array: "cupy.ndarray") -> Buffer:
+    """Where the array is."""
+    device = Device("cuda", array.device.id)
+    return Buffer(array.data.ptr, array.dtype.name, array.shape, array.strides, device, array)
+
+
+def empty(shape: Sequence[int], storage: str, like: Buffer) -> "cupy.ndarray":
+    """A new array on the device of ``like``, from CuPy's pool."""
+    with cupy.cuda.Device(like.device.index):
+        return cupy.empty(tuple(shape), host.dtype(storage))
+
+
+def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> "cupy.ndarray":
+    """A new vector with these values on the device of ``like``."""
+    with cupy.cuda.Device(like.device.index):
+        return cupy.asarray(np.array(values, storage))
+
+
+def stream(like: Buffer) -> int:
+    """CuPy's current stream on that device."""
+    with cupy.cuda.Device(like.device.index):
+        return cupy.cuda.get_current_stream().ptr
+
+
+def to_host(array: "cupy.ndarray") -> np.ndarray:
+    """A copy in NumPy; waits for the device."""
+    return cupy.asnumpy(array)
+
+
+def result(array: "cupy.ndarray", like: Buffer) -> Any:
+    """The array as it is."""
+    return array

@@ -1,0 +1,73 @@
+"""Arrays of any other library: through the CUDA array interface on a GPU, through DLPack on a CPU."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpubce.arrays import numpy as host
+from gpubce.arrays.buffer import Buffer, Device
+from gpubce.arrays.interface import from_cuda_array_interface
+from gpubce.errors import ArrayError
+
+NAME = "DLPack"
+
+
+def buffer(array: Any) -> Buffer:
+    """Where the array is."""
+    on_cpu = not hasattr(array, "__dlpack_device__") or array.__dlpack_device__()[0] in (1, 3)
+    if hasattr(array, "__cuda_array_interface__") and (not hasattr(array, "__dlpack_device__") or not on_cpu):
+        index = array.__dlpack_device__()[1] if hasattr(array, "__dlpack_device__") else 0
+        return from_cuda_array_interface(array, Device("cuda", index))
+    if not on_cpu:
+        return _cupy().buffer(_cupy().cupy.from_dlpack(array))
+    try:
+        seen = np.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise ArrayError(f"the {type(array).__name__} cannot be read through DLPack: {error}") from None
+    found = host.buffer(seen)
+    return Buffer(found.address, found.storage, found.shape, found.strides, found.device, array, found.writable)
+
+
+def _cupy() -> ModuleType:
+    """Device memory for libraries that lend theirs is CuPy's."""
+    try:
+        from gpubce.arrays import cupy
+    except ImportError:
+        raise ArrayError(
+            "results for this device array need CuPy: pip install 'gpubce[cuda12]' or 'gpubce[cuda13]'"
+        ) from None
+    return cupy
+
+
+def _maker(like: Buffer) -> ModuleType:
+    return host if like.device.kind == "cpu" else _cupy()
+
+
+def empty(shape: Sequence[int], storage: str, like: Buffer) -> Any:
+    """A new NumPy or CuPy array, which :func:`result` hands over."""
+    return _maker(like).empty(shape, storage, like)
+
+
+def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> Any:
+    """A new vector with these values, in NumPy or CuPy."""
+    return _maker(like).from_numbers(values, storage, like)
+
+
+def stream(like: Buffer) -> int:
+    """CuPy's current stream; the exporting library's own one is not known."""
+    return _maker(like).stream(like)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """A copy in NumPy; waits for the device."""
+    return array if isinstance(array, np.ndarray) else _cupy().to_host(array)
+
+
+def result(array: Any, like: Buffer) -> Any:
+    """The array in the library of ``like`` if that has ``from_dlpack``, else as it is."""
+    namespace = getattr(like.owner, "__array_namespace__", None)
+    if namespace is not None and hasattr(namespace(), "from_dlpack"):
+        return namespace().from_dlpack(array)
+    return array

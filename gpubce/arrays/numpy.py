@@ -1,0 +1,68 @@
+"""NumPy arrays, with the bfloat16 of ml_dtypes; lists, numbers and whatever else NumPy reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpubce.arrays.buffer import CPU, Buffer
+from gpubce.errors import ArrayError
+
+NAME = "NumPy"
+
+
+def buffer(array: Any) -> Buffer:
+    """Where the array is. A masked array is refused: its mask would be lost."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise ArrayError(
+            "a NumPy masked array was given, whose mask would be ignored: "
+            "pass array.data, and mask=~numpy.ma.getmaskarray(array)"
+        )
+    if not isinstance(array, np.ndarray):
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise ArrayError(f"NumPy cannot make an array of this {type(array).__name__}: {error}") from None
+    if not array.dtype.isnative:
+        raise ArrayError(
+            f"the array's bytes are in the other order ({array.dtype.str}): pass array.astype({array.dtype.name!r})"
+        )
+    return Buffer(
+        array.ctypes.data, array.dtype.name, array.shape, array.strides, CPU, array, bool(array.flags.writeable)
+    )
+
+
+def dtype(storage: str) -> np.dtype:
+    """The NumPy type of that name."""
+    if storage == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ArrayError("a bfloat16 result needs the package ml_dtypes: pip install ml_dtypes") from None
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(storage)
+
+
+def empty(shape: Sequence[int], storage: str, like: Buffer) -> np.ndarray:
+    """A new array."""
+    return np.empty(shape, dtype(storage))
+
+
+def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> np.ndarray:
+    """A new vector with these values."""
+    return np.array(values, dtype(storage))
+
+
+def stream(like: Buffer) -> int:
+    """There are no streams on a CPU."""
+    return 0
+
+
+def to_host(array: np.ndarray) -> np.ndarray:
+    """The array itself."""
+    return np.asarray(array)
+
+
+def result(array: np.ndarray, like: Buffer) -> Any:
+    """The array; a NumPy number where it has no axes."""
+    return array[()] if array.ndim == 0 else array

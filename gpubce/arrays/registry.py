@@ -1,0 +1,61 @@
+"""Which module knows an array: a look-up on its type. A new library is one file and one row."""
+
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpubce.arrays.buffer import Buffer
+from gpubce.errors import ArrayError
+
+
+class Library(Protocol):
+    """What each module of this package offers."""
+
+    NAME: str
+
+    def buffer(self, array: Any) -> Buffer: ...
+    def empty(self, shape: Sequence[int], storage: str, like: Buffer) -> Any: ...
+    def from_numbers(self, values: Sequence[float], storage: str, like: Buffer) -> Any: ...
+    def stream(self, like: Buffer) -> int: ...
+    def to_host(self, array: Any) -> np.ndarray: ...
+    def result(self, array: Any, like: Buffer) -> Any: ...
+
+
+_BY_PACKAGE = {
+    "numpy": "gpubce.arrays.numpy",
+    "cupy": "gpubce.arrays.cupy",
+    "numba": "gpubce.arrays.numba",
+    "torch": "gpubce.arrays.torch",
+}
+_HOST_VALUES = (list, tuple, int, float)
+
+
+@lru_cache(maxsize=None)
+def _module_for(kind: type) -> str | None:
+    """The look-up follows the bases, so a subclass of torch.Tensor is PyTorch's."""
+    if issubclass(kind, _HOST_VALUES):
+        return "gpubce.arrays.numpy"
+    for base in kind.__mro__:
+        module = _BY_PACKAGE.get(base.__module__.partition(".")[0])
+        if module is not None:
+            return module
+    if hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack__"):
+        return "gpubce.arrays.dlpack"
+    if hasattr(kind, "__array__"):
+        return "gpubce.arrays.numpy"
+    return None
+
+
+def library_of(array: Any, argument: str) -> Library:
+    """The module that knows this array; ``argument`` names it in the error."""
+    module = _module_for(type(array))
+    if module is None:
+        raise ArrayError(
+            f"{argument} is a {type(array).__module__}.{type(array).__qualname__}, which is not an array: pass a "
+            "NumPy, CuPy, Numba or PyTorch array, a list, or anything with DLPack or the CUDA array interface"
+        )
+    return sys.modules.get(module) or import_module(module)  # type: ignore[return-value]

@@ -1,0 +1,307 @@
+"""The rules that arguments and options keep: one function a rule, one message a rule.
+
+Each message names the argument, both sides of the disagreement, and the remedy.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from gpubce.arrays.buffer import Buffer
+from gpubce.errors import ArrayError, DtypeError, InvalidValueError, OptionError, ShapeError
+from gpubce.spec.geometry import is_flat
+from gpubce.spec.precision import ITEMSIZE, MASKS, PRECISIONS, TARGETS, WEIGHTS
+
+REDUCTIONS = ("none", "sum", "mean")
+DENOMINATORS = ("elements", "weights", "positives", "rows")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+# Options ------------------------------------------------------------------------------------------------------------
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of a few words."""
+    if not isinstance(value, str) or value not in choices:
+        raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise OptionError(f"{name}={value!r} is not True or False")
+    return bool(value)
+
+
+def number(name: str, value: Any, low: float, high: float, rule: str, open_high: bool = False) -> float:
+    """A finite real number in a range; ``rule`` says the range in words."""
+    as_float = real(name, value)
+    inside = low <= as_float < high if open_high else low <= as_float <= high
+    if not (inside and math.isfinite(as_float)):
+        raise OptionError(f"{name}={value!r} is out of range: it must be {rule}")
+    return as_float
+
+
+def real(name: str, value: Any) -> float:
+    """A real number."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise OptionError(f"{name}={value!r} is not a number")
+    return float(value)
+
+
+def numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Finite numbers that are not negative, from a number or anything one-dimensional (on any device)."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    elif hasattr(value, "copy_to_host"):
+        value = value.copy_to_host().tolist()
+    values = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    checked = tuple(number(name, item, 0.0, math.inf, "finite and not negative") for item in values)
+    if not checked:
+        raise OptionError(f"{name} is empty: give one number, or one for each label")
+    return checked
+
+
+def label_vector(name: str, value: Any) -> float | tuple[float, ...] | None:
+    """None, one number, or one number for each label."""
+    if value is None:
+        return None
+    values = numbers(name, value)
+    return values[0] if len(values) == 1 else values
+
+
+def axes(value: Any) -> tuple[int, ...] | None:
+    """None, or the axes to reduce."""
+    if value is None:
+        return None
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not values or not all(isinstance(item, Integral) and not isinstance(item, bool) for item in values):
+        raise OptionError(f"axis={value!r} is not an axis number or a tuple of them")
+    return tuple(int(item) for item in values)
+
+
+def result_type(value: Any) -> str | None:
+    """None, or the name of a floating-point type."""
+    if value is None:
+        return None
+    name = str(value).removeprefix("torch.") if type(value).__module__ == "torch" else None
+    if name is None:
+        try:
+            name = value if isinstance(value, str) else np.dtype(value).name
+        except TypeError:
+            name = str(value)
+    if name not in PRECISIONS:
+        raise OptionError(f"dtype={value!r} is not one of {', '.join(PRECISIONS)}")
+    return name
+
+
+# Arrays -------------------------------------------------------------------------------------------------------------
+
+
+def prediction_type(name: str, buffer: Buffer) -> str:
+    """Predictions are floating-point."""
+    if buffer.storage not in PRECISIONS:
+        raise DtypeError(
+            f"{name} has type {buffer.storage}, but must be one of {', '.join(PRECISIONS)}: convert it first"
+        )
+    return buffer.storage
+
+
+def target_type(buffer: Buffer) -> str:
+    """Targets are bool, integer or floating-point."""
+    return _one_of("targets", buffer, TARGETS)
+
+
+def weight_type(buffer: Buffer) -> str:
+    """Weights are numbers."""
+    return _one_of("weight", buffer, WEIGHTS)
+
+
+def mask_type(buffer: Buffer) -> str:
+    """Masks are boolean, so that nobody gives weights in their place."""
+    if buffer.storage not in MASKS:
+        raise DtypeError(f"mask has type {buffer.storage}, but must be bool (True = counted): pass mask != 0")
+    return buffer.storage
+
+
+def _one_of(name: str, buffer: Buffer, types: Sequence[str]) -> str:
+    if buffer.storage not in types:
+        raise DtypeError(f"{name} has type {buffer.storage}, which is not supported: use one of {', '.join(types)}")
+    return buffer.storage
+
+
+def same_library(first: str, first_library: str, other: str, other_library: str) -> None:
+    """Libraries are not mixed."""
+    if first_library != other_library:
+        raise ArrayError(
+            f"{first} is an array of {first_library}, {other} one of {other_library}: convert one of them, libraries "
+            "are not mixed silently"
+        )
+
+
+def same_device(first: str, first_buffer: Buffer, other: str, other_buffer: Buffer) -> None:
+    """Devices are not mixed."""
+    if first_buffer.device != other_buffer.device:
+        raise ArrayError(
+            f"{first} is on {first_buffer.device}, {other} on {other_buffer.device}: move one of them, nothing is "
+            "copied between devices silently"
+        )
+
+
+def same_shape(name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]) -> None:
+    """No broadcasting: it hides mistakes."""
+    if shape != other_shape:
+        raise ShapeError(
+            f"{name} has shape {shape}, {other} has shape {other_shape}: they must be equal, reshape or index one"
+        )
+
+
+def broadcast_strides(name: str, buffer: Buffer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of an array over a shape to which it broadcasts by NumPy's rules."""
+    missing = len(shape) - len(buffer.shape)
+    fits = missing >= 0 and all(
+        length in (1, wanted) for length, wanted in zip(buffer.shape, shape[missing:], strict=False)
+    )
+    if not fits:
+        raise ShapeError(
+            f"{name} has shape {buffer.shape}, which does not broadcast to the predictions' shape {shape}: "
+            "it needs the same trailing lengths, or 1"
+        )
+    return (0,) * missing + tuple(
+        0 if length == 1 else stride for length, stride in zip(buffer.shape, buffer.strides, strict=True)
+    )
+
+
+def label_count(shape: tuple[int, ...], label_axis: int) -> int:
+    """How many labels there are: one in an array of less than two axes."""
+    if len(shape) < 2:
+        return 1
+    if not -len(shape) <= label_axis < len(shape):
+        raise ShapeError(f"label_axis={label_axis} does not exist in an array of shape {shape}")
+    return shape[label_axis]
+
+
+def one_per_label(name: str, values: tuple[float, ...], shape: tuple[int, ...], label_axis: int) -> None:
+    """A vector over the labels has their length."""
+    labels = label_count(shape, label_axis)
+    if len(values) != labels:
+        where = f"axis {label_axis} of shape {shape}" if len(shape) > 1 else f"shape {shape}, which is one label,"
+        raise ShapeError(
+            f"{name} has {len(values)} values, but {where} has {labels} label{'s' * (labels != 1)}: give one value "
+            "for each label, or choose label_axis"
+        )
+
+
+def reduced_axes(axis: tuple[int, ...] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes to reduce, counted from 0, each once."""
+    if axis is None:
+        return tuple(range(len(shape)))
+    if not all(-len(shape) <= item < len(shape) for item in axis):
+        raise ShapeError(f"axis={axis} does not exist in an array of shape {shape}")
+    positive = tuple(sorted(item % len(shape) for item in axis))
+    if len(set(positive)) != len(positive):
+        raise ShapeError(f"axis={axis} names an axis of shape {shape} twice")
+    return positive
+
+
+def output(name: str, buffer: Buffer, shape: tuple[int, ...], storage: str) -> None:
+    """An output array fits what is written to it."""
+    if buffer.shape != shape:
+        raise ShapeError(f"{name} has shape {buffer.shape}, but the result has shape {shape}")
+    if buffer.storage != storage:
+        raise DtypeError(f"{name} has type {buffer.storage}, but the result has type {storage}")
+    if not buffer.writable:
+        raise ArrayError(f"{name} cannot be written to: pass a writable array")
+    if any(stride == 0 and length > 1 for stride, length in zip(buffer.strides, buffer.shape, strict=True)):
+        raise ArrayError(f"{name} is a broadcast view, whose elements share memory: pass an array of its own")
+
+
+def one_piece(name: str, buffer: Buffer) -> None:
+    """A reduced result is small: it is written as one piece."""
+    if not is_flat(buffer.shape, buffer.strides, ITEMSIZE[buffer.storage]):
+        raise ArrayError(f"{name} has gaps between its elements: pass a C-contiguous array for a reduced result")
+
+
+def separate(name: str, buffer: Buffer, other: str, other_buffer: Buffer, may_be_same: bool = False) -> None:
+    """What is written is not what is read, except element for element where that is safe."""
+    if buffer.overlaps(other_buffer) and not (may_be_same and buffer.same_elements(other_buffer)):
+        remedy = f"pass {other} itself or an array of its own" if may_be_same else "pass an array of its own"
+        raise ArrayError(f"{name} shares memory with {other}: {remedy}")
+
+
+def one_number(name: str, buffer: Buffer) -> None:
+    """A scalar in an array."""
+    if buffer.size != 1 or buffer.storage not in PRECISIONS:
+        raise ShapeError(f"{name} is an array of {buffer.size} {buffer.storage}: it must be one floating-point number")
+
+
+# Values -------------------------------------------------------------------------------------------------------------
+
+
+def first_invalid(
+    predictions: np.ndarray | None,
+    targets: np.ndarray,
+    weight: np.ndarray | None,
+    counted: np.ndarray,
+    start: int,
+    count: int,
+) -> InvalidValueError | None:
+    """The error for the first invalid element, with its place and value; None if there is none.
+
+    All arrays have one shape and begin at index ``start`` of the user's first axis. ``predictions`` are probabilities,
+    or None for logits, which cannot be invalid. ``count`` is how many elements are invalid in all.
+    """
+    rules: list[tuple[str, np.ndarray | None, str, str]] = [
+        ("targets", targets, "a target must lie in [0, 1]", "use ignore_index or mask for unlabelled elements"),
+        ("probabilities", predictions, "a probability must lie in [0, 1]", "for logits use the function with_logits"),
+        ("weight", weight, "a weight must be finite and not negative", "drop or mask such elements"),
+    ]
+    for name, values, rule, remedy in rules:
+        if values is None:
+            continue
+        if name == "weight":
+            wrong = ~((values >= 0) & np.isfinite(values))
+        else:
+            wrong = ~((values >= 0) & (values <= 1))
+        if name == "probabilities":
+            wrong &= ~np.isnan(values)
+        wrong &= counted
+        if wrong.any():
+            place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+            where = ", ".join(str(int(k) + (start if axis == 0 else 0)) for axis, k in enumerate(place))
+            others = f" ({count} elements are invalid)" if count > 1 else ""
+            return InvalidValueError(f"{name}[{where}] is {values[place]!s}{others}: {rule}; {remedy}")
+    return None
+
+
+def ignorable(value: Any, storage: str) -> tuple[str, float | int]:
+    """How to compare targets with ignore_index: ("nan", 0), or ("value", the value in the target's type)."""
+    if isinstance(value, float) and math.isnan(value):
+        if storage not in PRECISIONS:
+            raise OptionError(f"ignore_index is NaN, which targets of type {storage} cannot hold")
+        return "nan", 0
+    if storage in PRECISIONS:
+        held = _rounded(float(value), storage)
+        exact = held == float(value)
+        kept: float | int = held
+    else:
+        limits = (0, 1) if storage == "bool" else (int(np.iinfo(storage).min), int(np.iinfo(storage).max))
+        exact = float(value).is_integer() and limits[0] <= value <= limits[1]
+        kept = int(value) if exact else 0
+        if kept > np.iinfo(np.int64).max:  # Kernels see a uint64 as the int64 of the same bits.
+            kept -= 1 << 64
+    if not exact:
+        raise OptionError(f"ignore_index={value!r} is not a value that targets of type {storage} can hold")
+    return "value", kept
+
+
+def _rounded(value: float, storage: str) -> float:
+    if storage == "bfloat16":
+        bits = int(np.float32(value).view(np.uint32))
+        return value if bits & 0xFFFF == 0 and float(np.float32(value)) == value else math.nan
+    with np.errstate(over="ignore"):
+        return float(np.dtype(storage).type(value))

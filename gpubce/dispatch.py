@@ -1,0 +1,617 @@
+"""The one place where arrays meet backends.
+
+A :class:`Session` is one call: it reads the arrays' buffers, checks that they fit, chooses the device, brings host
+arrays there if the user asked for it, and runs jobs. The functions below it are what a loss can be asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubce import checks
+from gpubce.arrays.buffer import Buffer, as_numpy
+from gpubce.arrays.registry import Library, library_of
+from gpubce.backends.devices import find_gpus
+from gpubce.errors import DeviceError, InvalidValueError, OptionError
+from gpubce.spec.geometry import Operand, c_strides
+from gpubce.spec.job import Job, Settlement
+from gpubce.spec.plan import PLAN
+from gpubce.spec.precision import ACCUMULATOR, ITEMSIZE, PRECISIONS
+from gpubce.spec.recipe import PARAMETERS, PROBABILITY, Recipe
+from gpubce.spec.state import LossState
+
+if TYPE_CHECKING:
+    from gpubce.backends.pipeline import Engine
+
+BREAK_EVEN = math.inf
+"""Elements from which a host array is worth sending to a GPU under device="auto". It has not been measured on a GPU
+yet, so "auto" keeps host arrays on the CPU."""
+
+
+def cpu_engine() -> Engine:
+    """The engine for arrays in host memory."""
+    from gpubce.backends.cpu.launch import CpuEngine
+
+    return CpuEngine()
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The options of a loss that decide the value of one element.
+
+    ``parameters`` holds the numbers of :data:`gpubce.spec.recipe.PARAMETERS` that the options use.
+    """
+
+    space: str
+    parameters: tuple[tuple[str, float], ...] = ()
+    pos_weight: tuple[float, ...] | None = None
+    label_weight: tuple[float, ...] | None = None
+    label_axis: int = -1
+    ignore_index: float | int | None = None
+    unit: float = 1.0
+
+    @cached_property
+    def features(self) -> dict[str, bool]:
+        """The fields of a recipe that these options switch on."""
+        return {PARAMETERS[name]: True for name, _ in self.parameters}
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The options of a loss that decide what elements are reduced to."""
+
+    kind: str = "mean"
+    denominator: str = "elements"
+    axis: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arrays of a call, and how to run it."""
+
+    predictions: Any
+    targets: Any
+    weight: Any = None
+    mask: Any = None
+    device: str = "auto"
+    stream: Any = None
+    check: bool | str = "auto"
+
+
+class Session:
+    """One call."""
+
+    def __init__(self, formula: Formula, arguments: Arguments):
+        self.formula = formula
+        self.name = "probabilities" if formula.space == PROBABILITY else "logits"
+        self.library: Library = library_of(arguments.predictions, self.name)
+        self.given: dict[str, Buffer] = {"prediction": self.library.buffer(arguments.predictions)}
+        self.predictions = self.given["prediction"]
+        self.storage = checks.prediction_type(self.name, self.predictions)
+        self.shape = self.predictions.shape
+        self._add("target", "targets", arguments.targets)
+        checks.target_type(self.given["target"])
+        checks.same_shape(self.name, self.shape, "targets", self.given["target"].shape)
+        if arguments.weight is not None:
+            self._add("weight", "weight", arguments.weight)
+            checks.weight_type(self.given["weight"])
+        if arguments.mask is not None:
+            self._add("mask", "mask", arguments.mask)
+            checks.mask_type(self.given["mask"])
+        self.ignore, self.ignored = (None, 0)
+        if formula.ignore_index is not None:
+            self.ignore, self.ignored = checks.ignorable(formula.ignore_index, self.given["target"].storage)
+        self.masked = "mask" in self.given or self.ignore is not None
+
+        self.on_host = self.predictions.device.kind == "cpu"
+        self.checked = arguments.check is True or (arguments.check == "auto" and self.on_host)
+        self.compute = PRECISIONS[self.storage].compute
+        self.moved = self.on_host and _wants_gpu(arguments.device, self.predictions.size)
+        if not self.on_host and arguments.device == "cpu":
+            raise DeviceError(
+                f"device='cpu', but {self.name} is on {self.predictions.device}: copy it to the host first, nothing is "
+                "moved silently"
+            )
+        if arguments.stream is not None and self.on_host and not self.moved:
+            raise OptionError("stream= is given, but this call runs on the CPU, which has no streams")
+        self.memory, self.inputs, self.place = self.library, dict(self.given), self.predictions
+        if self.moved:
+            self._move_inputs()
+        if self.place.device.kind == "cuda" and not self.moved:
+            _require_gpu(f"{self.name} is on {self.place.device}")
+        self.stream = _stream_handle(arguments.stream)
+        if self.stream is None:
+            self.stream = self.memory.stream(self.place)
+        self._kept_alive: list[Any] = []
+        self._copies_back: list[tuple[Buffer, Buffer]] = []
+
+    def _add(self, role: str, argument: str, array: Any) -> None:
+        if isinstance(array, int | float) and self.library.NAME != "NumPy":
+            array = self.library.from_numbers([float(array)], "float64", self.predictions)
+        library = library_of(array, argument)
+        checks.same_library(self.name, self.library.NAME, argument, library.NAME)
+        buffer = library.buffer(array)
+        checks.same_device(self.name, self.predictions, argument, buffer)
+        self.given[role] = buffer
+
+    def _move_inputs(self) -> None:
+        from gpubce.arrays import numba as device_memory
+
+        self.memory = device_memory  # type: ignore[assignment]
+        self.inputs = {role: device_memory.to_device(buffer) for role, buffer in self.given.items()}
+        self.place = self.inputs["prediction"]
+
+    # Memory ---------------------------------------------------------------------------------------------------------
+
+    def _new(self, shape: Sequence[int], storage: str) -> tuple[Any, Buffer]:
+        array = self.memory.empty(shape, storage, self.place)
+        self._kept_alive.append(array)
+        buffer = self.memory.buffer(array)
+        return array, Buffer(
+            buffer.address, storage, buffer.shape, buffer.strides, buffer.device, buffer.owner, buffer.writable
+        )
+
+    def _allocate(self, cells: int) -> int:
+        return self._new((cells,), ACCUMULATOR)[1].address
+
+    def _vector(self, values: Sequence[float], storage: str) -> Buffer:
+        array = self.memory.from_numbers(values, storage, self.place)
+        self._kept_alive.append(array)
+        return self.memory.buffer(array)
+
+    def result(self, shape: Sequence[int], storage: str, out: Any, argument: str) -> tuple[Any, Buffer]:
+        """The array to give back (``out`` or a new one of the inputs' library), and where kernels write it."""
+        shape = tuple(shape)
+        if out is None and not self.moved:
+            return self._new(shape, storage)
+        if out is None:
+            array = self.library.empty(shape, storage, self.predictions)
+            buffer = self.library.buffer(array)
+        else:
+            library = library_of(out, argument)
+            checks.same_library(self.name, self.library.NAME, argument, library.NAME)
+            array, buffer = out, library.buffer(out)
+            checks.same_device(self.name, self.predictions, argument, buffer)
+            checks.output(argument, buffer, shape, storage)
+            for role, given in self.given.items():
+                own = role == "prediction"
+                checks.separate(argument, buffer, self.name if own else role, given, own and argument != "out")
+        if not self.moved:
+            return array, buffer
+        there = self._new(shape, storage)[1]
+        self._copies_back.append((there, buffer))
+        return array, there
+
+    def hand_over(self, array: Any) -> Any:
+        """What the caller gets."""
+        return self.library.result(array, self.predictions)
+
+    def bring_back(self) -> None:
+        """Copy results to host arrays where the call ran on a GPU for them."""
+        if self._copies_back:
+            from gpubce.arrays import numba as device_memory
+
+            for there, host in self._copies_back:
+                device_memory.from_device(there, host)
+
+    # Work -----------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """The engine for the place of the inputs; on a GPU, with its device current."""
+        if self.place.device.kind == "cpu":
+            yield cpu_engine()
+            return
+        from gpubce.backends.cuda.launch import CudaEngine, current_device
+
+        with current_device(self.place.device.index):
+            yield CudaEngine(self.stream or 0, self.place.device.index)
+
+    def run(
+        self,
+        engine: Engine,
+        sums: tuple[str, ...],
+        reduced: tuple[int, ...],
+        outputs: dict[str, Buffer] | None = None,
+        scale: Buffer | None = None,
+        grad_scale: float = 1.0,
+        read_predictions: bool = True,
+    ) -> tuple[Any, Buffer]:
+        """One pass over the inputs; the array and buffer of its sums, float64 [sum, hi or lo, output]."""
+        outputs = outputs or {}
+        formula = self.formula
+        order, kept = self._order(reduced)
+        shape = tuple(self.shape[axis] for axis in order)
+        operands: dict[str, Operand] = {}
+        for role, buffer in self.inputs.items():
+            if role == "prediction" and not read_predictions:
+                continue
+            strides = checks.broadcast_strides(role, buffer, self.shape)
+            operands[role] = Operand(buffer.address, buffer.storage, tuple(strides[axis] for axis in order))
+        for role in ("pos_weight", "label_weight"):
+            values = getattr(formula, role)
+            if values is not None:
+                operands[role] = self._label_operand(role, values, order)
+        if scale is not None:
+            over_kept = c_strides([self.shape[axis] for axis in order[len(order) - kept :]], ITEMSIZE[ACCUMULATOR])
+            operands["scale"] = Operand(scale.address, ACCUMULATOR, (0,) * (len(order) - kept) + over_kept)
+        for role, buffer in outputs.items():
+            strides = tuple(buffer.strides[axis] for axis in order)
+            operands[role] = Operand(buffer.address, buffer.storage, strides)
+
+        parameters = dict(formula.parameters)
+        features = dict(formula.features)
+        if "loss" in outputs and formula.unit != 1.0:
+            features["unit"] = True
+            parameters["unit"] = formula.unit
+        if scale is None and grad_scale != 1.0:
+            features["scaled"] = True
+            parameters["scale"] = grad_scale
+        recipe = Recipe(
+            space=formula.space,
+            compute=self.compute,
+            **{
+                role: operands[role].storage if role in operands else None
+                for role in ("prediction", "target", "weight", "mask", "pos_weight", "label_weight", "scale")
+            },
+            ignore=self.ignore,
+            outputs=tuple(outputs),
+            sums=sums,
+            **features,
+        )
+        states = self._new((len(sums), 2, *shape[len(shape) - kept :]), ACCUMULATOR) if sums else (None, None)
+        job = Job(
+            recipe,
+            shape,
+            tuple(operands[role] for role in recipe.roles + recipe.outputs),
+            kept,
+            states[1].address if sums else 0,
+            parameters,
+            self.ignored,
+            PLAN,
+        )
+        from gpubce.backends.pipeline import run
+
+        run(job, engine, self._allocate)
+        return states
+
+    def _order(self, reduced: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        kept = tuple(axis for axis in range(len(self.shape)) if axis not in reduced)
+        return (tuple(reduced) + kept if kept else tuple(range(len(self.shape)))), len(kept)
+
+    def _label_operand(self, role: str, values: tuple[float, ...], order: tuple[int, ...]) -> Operand:
+        vector = self._vector(values, self.compute)
+        strides = [0] * len(self.shape)
+        if len(values) > 1:
+            checks.one_per_label(role, values, self.shape, self.formula.label_axis)
+            strides[self.formula.label_axis] = ITEMSIZE[self.compute]
+        return Operand(vector.address, self.compute, tuple(strides[axis] for axis in order))
+
+    # Denominators ---------------------------------------------------------------------------------------------------
+
+    def rows(self, reduced: tuple[int, ...]) -> float:
+        """Elements per result over the number of labels among them."""
+        elements = math.prod(self.shape[axis] for axis in reduced)
+        labels = checks.label_count(self.shape, self.formula.label_axis)
+        has_labels = len(self.shape) > 1 and self.formula.label_axis % len(self.shape) in reduced
+        return elements / labels if has_labels and labels else float(elements)
+
+    def denominator(self, reduction: Reduction, reduced: tuple[int, ...]) -> tuple[str | None, float, float]:
+        """(the sum to divide by or None, else the number, the least value of the sum)."""
+        elements = float(math.prod(self.shape[axis] for axis in reduced))
+        if reduction.kind != "mean":
+            return None, 1.0, 0.0
+        if reduction.denominator == "positives":
+            return "positives", 1.0, 1.0
+        if reduction.denominator == "rows":
+            return None, self.rows(reduced), 0.0
+        weighted = "weight" in self.given or self.formula.label_weight is not None
+        if reduction.denominator == "weights" and weighted:
+            return "weight", 1.0, 0.0
+        return ("count" if self.masked else None), elements, 0.0
+
+    # Checks ---------------------------------------------------------------------------------------------------------
+
+    def refuse_invalid(self, engine: Engine, sums: tuple[str, ...], states: Any) -> None:
+        """Raise if there was an invalid element. Waits for the device."""
+        if not self.checked or not sums:
+            return
+        values = self.memory.to_host(states)
+        if "invalid" not in sums:
+            if not np.isnan(values[sums.index("loss"), 0]).any():
+                return
+            # An invalid element makes the loss NaN, and so does a NaN prediction: count to tell them apart.
+            sums = ("invalid",)
+            values = self.memory.to_host(self.run(engine, sums, tuple(range(len(self.shape))))[0])
+        count = int(values[sums.index("invalid"), 0].sum())
+        if count:
+            raise self._invalid_error(count)
+
+    def check_sums(self) -> tuple[str, ...]:
+        """What to sum, when nothing else is, so that invalid elements are noticed."""
+        return ("invalid",) if self.checked else ()
+
+    def _invalid_error(self, count: int) -> InvalidValueError:
+        if not self.on_host:
+            return InvalidValueError(
+                f"{count} of {self.predictions.size} elements are invalid: a target or probability outside [0, 1], or "
+                "a weight that is negative or not finite; copy the arrays to the host to see which"
+            )
+        views = {role: np.broadcast_to(_readable(buffer), self.shape) for role, buffer in self.given.items()}
+        counted = views.get("mask", np.broadcast_to(np.True_, self.shape))
+        step = max(1, 2**20 // max(1, math.prod(self.shape[1:])))
+        for start in range(0, self.shape[0] if self.shape else 1, step):
+            part = slice(start, start + step) if self.shape else ()
+            targets = views["target"][part]
+            seen = counted[part]
+            if self.ignore == "nan":
+                seen = seen & ~np.isnan(targets)
+            elif self.ignore == "value":
+                seen = seen & (targets != self.formula.ignore_index)
+            error = checks.first_invalid(
+                views["prediction"][part] if self.formula.space == PROBABILITY else None,
+                targets,
+                views["weight"][part] if "weight" in views else None,
+                seen,
+                start,
+                count,
+            )
+            if error is not None:
+                return error
+        return InvalidValueError(f"{count} elements are invalid")
+
+
+def _readable(buffer: Buffer) -> np.ndarray:
+    view = as_numpy(buffer)
+    if buffer.storage == "bfloat16":
+        return (view.astype(np.uint32) << 16).view(np.float32)
+    return view
+
+
+def _wants_gpu(device: str, elements: int) -> bool:
+    """Whether a call on host arrays goes to a GPU."""
+    if device == "cuda":
+        _require_gpu("device='cuda'")
+        return True
+    return device == "auto" and elements >= BREAK_EVEN and bool(find_gpus()[0])
+
+
+def _require_gpu(what: str) -> None:
+    gpus, reason = find_gpus()
+    if not gpus:
+        raise DeviceError(f"{what}, but no GPU can be used: {reason}")
+
+
+def _stream_handle(stream: Any) -> int | None:
+    """The CUDA handle of a stream of CuPy, PyTorch or Numba, or the number itself."""
+    if stream is None or isinstance(stream, int):
+        return stream
+    for attribute in ("ptr", "cuda_stream", "handle"):
+        if hasattr(stream, attribute):
+            handle = getattr(stream, attribute)
+            return int(getattr(handle, "value", handle) or 0)
+    raise OptionError(f"stream={stream!r} is not a CUDA stream of CuPy, PyTorch or Numba, nor a handle")
+
+
+# What a loss can be asked for ---------------------------------------------------------------------------------------
+
+
+def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any = None) -> Any:
+    """The loss: element by element, or reduced."""
+    session = Session(formula, arguments)
+    with session.engine() as engine:
+        array = _value_pass(session, engine, reduction, out, {}, None, 1.0)
+    session.bring_back()
+    return session.hand_over(array)
+
+
+def value_and_grad(
+    formula: Formula,
+    reduction: Reduction,
+    arguments: Arguments,
+    out: Any = None,
+    grad_out: Any = None,
+    grad_scale: Any = 1.0,
+) -> tuple[Any, Any]:
+    """The loss, and its gradient with respect to the predictions, in one pass over them."""
+    session = Session(formula, arguments)
+    with session.engine() as engine:
+        gradient, where = session.result(session.shape, session.storage, grad_out, "grad_out")
+        reduced = _reduced_axes(session, reduction)
+        scale, number = _derivative_scale(session, engine, reduction, reduced, grad_scale)
+        array = _value_pass(session, engine, reduction, out, {"gradient": where}, scale, number)
+    session.bring_back()
+    return session.hand_over(array), session.hand_over(gradient)
+
+
+def grad_and_hess(
+    formula: Formula, arguments: Arguments, grad_out: Any = None, hess_out: Any = None, grad_scale: Any = 1.0
+) -> tuple[Any, Any]:
+    """The first and second derivative of each element's own loss."""
+    session = Session(formula, arguments)
+    with session.engine() as engine:
+        gradient, gradient_at = session.result(session.shape, session.storage, grad_out, "grad_out")
+        hessian, hessian_at = session.result(session.shape, session.storage, hess_out, "hess_out")
+        if grad_out is not None and hess_out is not None:
+            checks.separate("hess_out", hessian_at, "grad_out", gradient_at)
+        everything = tuple(range(len(session.shape)))
+        scale, number = _derivative_scale(session, engine, Reduction("none"), everything, grad_scale)
+        sums = session.check_sums()
+        outputs = {"gradient": gradient_at, "hessian": hessian_at}
+        states, _ = session.run(engine, sums, everything, outputs, scale, number)
+        session.refuse_invalid(engine, sums, states)
+    session.bring_back()
+    return session.hand_over(gradient), session.hand_over(hessian)
+
+
+def state(formula: Formula, reduction: Reduction, arguments: Arguments, sums: tuple[str, ...] = ()) -> LossState:
+    """The unfinished sums that the reduction needs, the count, the invalid count, and ``sums``."""
+    session = Session(formula, arguments)
+    reduced = _reduced_axes(session, reduction)
+    names = tuple(dict.fromkeys(("loss", *state_sums(reduction), "count", "invalid", *sums)))
+    with session.engine() as engine:
+        values, buffer = session.run(engine, names, reduced)
+        session.refuse_invalid(engine, names, values)
+    if session.moved:
+        values = session.memory.to_host(values)
+    elements = math.prod(session.shape[axis] for axis in reduced)
+    return LossState(names, values, elements, session.rows(reduced))
+
+
+def state_sums(reduction: Reduction) -> tuple[str, ...]:
+    """The sums that a reduction divides by."""
+    if reduction.kind != "mean":
+        return ()
+    return {"weights": ("weight",), "positives": ("positives",)}.get(reduction.denominator, ())
+
+
+def finish(formula: Formula, reduction: Reduction, finished: LossState) -> Any:
+    """The value that a state stands for, beside the state's values."""
+    library = library_of(finished.values, "state.values")
+    buffer = library.buffer(finished.values)
+    name, least = None, 0.0
+    divisor = 1.0
+    if reduction.kind == "mean":
+        name = {"weights": "weight", "positives": "positives", "elements": "count"}.get(reduction.denominator)
+        least = 1.0 if name == "positives" else 0.0
+        divisor = finished.rows
+    for needed in ("loss", name):
+        if needed is not None and needed not in finished.sums:
+            finished.total(needed)  # Raises, and says what there is.
+    storage = reduction.dtype or ACCUMULATOR
+    array = library.empty(finished.shape, storage, buffer)
+    result = library.buffer(array)
+    settlement = Settlement(
+        math.prod(finished.shape),
+        buffer.address,
+        result.address,
+        storage,
+        numerator=finished.sums.index("loss"),
+        denominator=None if name is None else finished.sums.index(name),
+        divisor=divisor,
+        least=least,
+        unit=formula.unit,
+    )
+    if buffer.device.kind == "cpu":
+        cpu_engine().settle(settlement)
+    else:
+        from gpubce.backends.cuda.launch import CudaEngine, current_device
+
+        with current_device(buffer.device.index):
+            CudaEngine(library.stream(buffer), buffer.device.index).settle(settlement)
+    return library.result(array, buffer)
+
+
+def _reduced_axes(session: Session, reduction: Reduction) -> tuple[int, ...]:
+    if reduction.kind == "none":
+        return tuple(range(len(session.shape)))
+    return checks.reduced_axes(reduction.axis, session.shape)
+
+
+def _value_pass(
+    session: Session,
+    engine: Engine,
+    reduction: Reduction,
+    out: Any,
+    outputs: dict[str, Buffer],
+    scale: Buffer | None,
+    grad_scale: float,
+) -> Any:
+    """One pass that leaves the loss in ``out`` or a new array, and writes the other outputs."""
+    reduced = _reduced_axes(session, reduction)
+    if reduction.kind == "none":
+        array, where = session.result(session.shape, session.storage, out, "out")
+        _separate_outputs(out, where, outputs)
+        sums = ("loss",) if session.checked else ()
+        states, _ = session.run(engine, sums, reduced, {"loss": where, **outputs}, scale, grad_scale)
+        session.refuse_invalid(engine, sums, states)
+        return array
+    shape = tuple(length for axis, length in enumerate(session.shape) if axis not in reduced)
+    storage = reduction.dtype or PRECISIONS[session.storage].reduced
+    array, where = session.result(shape, storage, out, "out")
+    checks.one_piece("out", where)
+    _separate_outputs(out, where, outputs)
+    name, divisor, least = session.denominator(reduction, reduced)
+    sums = ("loss",) if name is None else ("loss", name)
+    if session.checked and not session.on_host:
+        sums += ("invalid",)
+    states, buffer = session.run(engine, sums, reduced, outputs, scale, grad_scale)
+    engine.settle(
+        Settlement(
+            math.prod(shape),
+            buffer.address,
+            where.address,
+            storage,
+            denominator=None if name is None else 1,
+            divisor=divisor,
+            least=least,
+            unit=session.formula.unit,
+        )
+    )
+    session.refuse_invalid(engine, sums, states)
+    return array
+
+
+def _separate_outputs(out: Any, where: Buffer, outputs: dict[str, Buffer]) -> None:
+    if out is not None:
+        for role, buffer in outputs.items():
+            checks.separate("out", where, f"{role[:4]}_out", buffer)
+
+
+def _derivative_scale(
+    session: Session, engine: Engine, reduction: Reduction, reduced: tuple[int, ...], grad_scale: Any
+) -> tuple[Buffer | None, float]:
+    """What multiplies derivatives: (an array over the kept axes, 1) where it depends on data, else (None, a number).
+
+    Where the denominator is a sum, a first pass reads the mask, targets or weights that decide it.
+    """
+    from gpubce.spec.state import derivative_scale
+
+    factor: Buffer | None = None
+    number = 1.0
+    if isinstance(grad_scale, int | float | np.floating | np.integer):
+        number = checks.number("grad_scale", float(grad_scale), -math.inf, math.inf, "finite")
+    else:
+        library = library_of(grad_scale, "grad_scale")
+        checks.same_library(session.name, session.library.NAME, "grad_scale", library.NAME)
+        factor = library.buffer(grad_scale)
+        checks.same_device(session.name, session.predictions, "grad_scale", factor)
+        checks.one_number("grad_scale", factor)
+        if session.on_host:
+            number, factor = float(_readable(factor).reshape(())), None
+    name, divisor, least = session.denominator(reduction, reduced)
+    if name is None and factor is None:
+        if divisor == 0.0:
+            return None, 1.0  # Nothing to scale.
+        return None, derivative_scale(number, divisor, session.formula.unit)
+    states_at = 0
+    if name is not None:
+        _, buffer = session.run(engine, (name,), reduced, read_predictions=False)
+        states_at = buffer.address
+    shape = tuple(length for axis, length in enumerate(session.shape) if axis not in reduced)
+    _, scale = session._new(shape, ACCUMULATOR)
+    engine.settle(
+        Settlement(
+            math.prod(shape),
+            states_at,
+            scale.address,
+            ACCUMULATOR,
+            numerator=None,
+            denominator=None if name is None else 0,
+            divisor=divisor,
+            least=least,
+            grad_scale=number,
+            unit=session.formula.unit,
+            factor=factor.address if factor else 0,
+            factor_storage=factor.storage if factor else "float32",
+        )
+    )
+    return scale, 1.0

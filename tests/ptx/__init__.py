@@ -1,0 +1,1 @@
+"""Execution of compiled PTX without a GPU."""
