@@ -4,6 +4,8 @@ Importing this package loads neither Numba nor CuPy nor PyTorch; the first call 
 """
 
 from gpubce import errors
+from gpubce.dispatch import devices
+from gpubce.evaluator import Evaluator, Report
 from gpubce.loss import BinaryCrossEntropy, binary_cross_entropy, binary_cross_entropy_with_logits
 from gpubce.spec.state import LossState
 
@@ -11,9 +13,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BinaryCrossEntropy",
+    "Evaluator",
     "LossState",
+    "Report",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "devices",
     "errors",
 ]

@@ -18,7 +18,7 @@ import numpy as np
 from gpubce import checks
 from gpubce.arrays.buffer import Buffer, as_numpy
 from gpubce.arrays.registry import Library, library_of
-from gpubce.backends.devices import find_gpus
+from gpubce.backends.devices import Gpu, find_gpus
 from gpubce.errors import DeviceError, InvalidValueError, OptionError
 from gpubce.spec.geometry import Operand, c_strides
 from gpubce.spec.job import Job, Settlement
@@ -33,6 +33,38 @@ if TYPE_CHECKING:
 BREAK_EVEN = math.inf
 """Elements from which a host array is worth sending to a GPU under device="auto". It has not been measured on a GPU
 yet, so "auto" keeps host arrays on the CPU."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What calls would run on. Printing it gives one line for each device."""
+
+    threads: int
+    gpus: tuple[Gpu, ...]
+    why_no_gpu: str
+
+    def __str__(self) -> str:
+        lines = [f"cpu     {self.threads} thread{'s' * (self.threads != 1)}; host arrays under device='auto'"]
+        lines += [
+            f"cuda:{gpu.index}  {gpu.name}, compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}"
+            for gpu in self.gpus
+        ]
+        if self.why_no_gpu:
+            lines.append(f"cuda    not used: {self.why_no_gpu}")
+        return "\n".join(lines)
+
+
+def devices() -> Devices:
+    """What would run where, and why a GPU is not used.
+
+    >>> import gpubce
+    >>> gpubce.devices().threads >= 1
+    True
+    """
+    from gpubce.backends.cpu.launch import thread_count
+
+    gpus, reason = find_gpus()
+    return Devices(thread_count(), gpus, reason)
 
 
 def cpu_engine() -> Engine:
@@ -477,6 +509,7 @@ def finish(formula: Formula, reduction: Reduction, finished: LossState) -> Any:
     """The value that a state stands for, beside the state's values."""
     library = library_of(finished.values, "state.values")
     buffer = library.buffer(finished.values)
+    checks.one_piece("state.values", buffer)
     name, least = None, 0.0
     divisor = 1.0
     if reduction.kind == "mean":

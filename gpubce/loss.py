@@ -113,7 +113,7 @@ class BinaryCrossEntropy:
     BinaryCrossEntropy(from_logits=True, pos_weight=3.0)
     >>> logits = np.array([2.0, -1.0], dtype=np.float32)
     >>> print(loss(logits, np.array([True, False])))
-    0.34702286
+    0.34702283
     >>> value, gradient = loss.value_and_grad(logits, np.array([True, False]))
     >>> print(gradient)
     [-0.17880438  0.13447072]
