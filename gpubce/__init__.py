@@ -6,7 +6,11 @@ Importing this package loads neither Numba nor CuPy nor PyTorch; the first call 
 from gpubce import errors
 from gpubce.dispatch import devices
 from gpubce.evaluator import Evaluator, Report
-from gpubce.loss import BinaryCrossEntropy, binary_cross_entropy, binary_cross_entropy_with_logits
+from gpubce.loss import (
+    BinaryCrossEntropy,
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+)
 from gpubce.spec.state import LossState
 
 __version__ = "0.1.0"

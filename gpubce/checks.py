@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from gpubce.arrays.buffer import Buffer
-from gpubce.errors import ArrayError, DtypeError, InvalidValueError, OptionError, ShapeError
+from gpubce.errors import (
+    ArrayError,
+    DtypeError,
+    InvalidValueError,
+    OptionError,
+    ShapeError,
+)
 from gpubce.spec.geometry import is_flat
 from gpubce.spec.precision import ITEMSIZE, MASKS, PRECISIONS, TARGETS, WEIGHTS
 
@@ -79,9 +85,16 @@ def axes(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if not values or not all(isinstance(item, Integral) and not isinstance(item, bool) for item in values):
-        raise OptionError(f"axis={value!r} is not an axis number or a tuple of them")
-    return tuple(int(item) for item in values)
+    if not values:
+        raise OptionError("axis=() reduces nothing: leave it out, or use reduction='none'")
+    return tuple(axis_number("axis", item) for item in values)
+
+
+def axis_number(name: str, value: Any) -> int:
+    """The number of an axis."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} is not the number of an axis")
+    return int(value)
 
 
 def result_type(value: Any) -> str | None:

@@ -155,9 +155,7 @@ class BinaryCrossEntropy:
             if len(pair) != 2:
                 raise OptionError(f"class_weight has {len(pair)} values: it is the pair (w0, w1) of the two classes")
             keep("class_weight", pair)
-        keep("label_axis", int(checks.number("label_axis", self.label_axis, -64, 63, "an axis number")))
-        if self.label_axis != self.label_axis // 1:
-            raise OptionError(f"label_axis={self.label_axis!r} is not an axis number")
+        keep("label_axis", checks.axis_number("label_axis", self.label_axis))
         keep(
             "label_smoothing",
             checks.number("label_smoothing", self.label_smoothing, 0.0, 1.0, "at least 0 and below 1", open_high=True),

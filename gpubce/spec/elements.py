@@ -20,8 +20,9 @@ from types import SimpleNamespace
 import numpy as np
 from numba import njit
 
-from gpubce.spec.coefficients import COEFFICIENTS
 from gpubce.spec import state
+from gpubce.spec.coefficients import COEFFICIENTS
+from gpubce.spec.precision import widened
 from gpubce.spec.primitives import (
     fma,
     is_nan,
@@ -33,7 +34,6 @@ from gpubce.spec.primitives import (
     split_exponent,
     storer,
 )
-from gpubce.spec.precision import widened
 from gpubce.spec.quantities import collector
 from gpubce.spec.recipe import LOGIT, PARAMETERS, Recipe
 

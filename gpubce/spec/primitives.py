@@ -8,6 +8,7 @@ more after it; LLVM on a CPU does not. Where a rounded product is added, write :
 wanted, write :func:`fma`.
 """
 
+from functools import lru_cache
 from types import FunctionType
 
 import numpy as np
@@ -112,6 +113,7 @@ def split_exponent(typingctx, value):
     return types.UniTuple(value, 2)(value), codegen
 
 
+@lru_cache(maxsize=None)
 def polynomial(coefficients, real: str):
     """An inlined function of one variable: Horner's scheme, one fma a step; coefficients from the constant upwards."""
     numba_type = _NUMBA_TYPE[real]
@@ -225,6 +227,7 @@ def _mark_region(context, builder, instruction, region: str) -> None:
     instruction.set_metadata("noalias", module.add_metadata(others))
 
 
+@lru_cache(maxsize=None)
 def loader(storage: str, count: int = 1, region: str = "operands"):
     """An inlined function (address, index) -> the widened element at that index, or a tuple of ``count`` of them.
 
@@ -249,6 +252,7 @@ def loader(storage: str, count: int = 1, region: str = "operands"):
     return njit(inline="always")(lambda address, index: load(address, index))
 
 
+@lru_cache(maxsize=None)
 def storer(storage: str, count: int = 1, region: str = "outputs"):
     """An inlined function (address, index, value) that rounds to the stored type and writes, or (address, index,
     tuple) for a single aligned vector store of ``count`` elements."""
@@ -275,6 +279,7 @@ def storer(storage: str, count: int = 1, region: str = "outputs"):
     return njit(inline="always")(lambda address, index, value: store(address, index, value))
 
 
+@lru_cache(maxsize=None)
 def strided_offset(dimensions: int, slot: int):
     """An inlined function (index, geometry) -> the byte offset of the element with that index in C order.
 

@@ -339,8 +339,9 @@ def _unordered(a: Array, b: Array) -> Array:
 
 
 def _comparison(name: str, type_: str) -> tuple[Callable[[Array, Array], Array], str]:
-    """The comparison and the type in which its operands are to be read."""
-    if _is_float(type_):
+    """The comparison and the type in which its operands are to be read. f16 is compared too: compilers compare before
+    they widen."""
+    if type_ == "f16" or _is_float(type_):
         if name in ("num", "nan"):
             return (lambda a, b: _unordered(a, b) == (name == "nan")), type_
         if name == "ne":

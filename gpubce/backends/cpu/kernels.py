@@ -9,9 +9,17 @@ from numba import njit
 from gpubce.backends.kernel_key import KernelKey, SettleKey
 from gpubce.spec.elements import element, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
-from gpubce.spec.precision import widened
 from gpubce.spec.plan import Plan
-from gpubce.spec.primitives import add_to_pair, first_width, loader, merge_pairs, storer, strided_offset
+from gpubce.spec.precision import widened
+from gpubce.spec.primitives import (
+    add_to_pair,
+    first_width,
+    loader,
+    merge_pairs,
+    storer,
+    strided_offset,
+)
+from gpubce.spec.recipe import Recipe
 
 inlined = njit(inline="always", error_model="numpy")
 
@@ -24,66 +32,76 @@ def scratch_cells(key: KernelKey) -> int:
     return key.plan.lanes * (2 * max(1, len(key.recipe.sums)) + len(key.layouts))
 
 
+@inlined
+def _no_move(addresses, geometry, start, count, scratch):
+    pass
+
+
+@inlined
+def _absent(addresses, start, lane, scratch):
+    return True
+
+
+@inlined
+def _discard(addresses, start, lane, scratch, value):
+    pass
+
+
 def _reader(key: KernelKey, role: str):
     """(stage, read) for one input: bring a row of a strided array into scratch, and read one lane of the row."""
     storage = getattr(key.recipe, role)
     if storage is None:
-
-        @inlined
-        def no_stage(addresses, geometry, start, count, scratch):
-            pass
-
-        @inlined
-        def absent(addresses, start, lane, scratch):
-            return True
-
-        return no_stage, absent
+        return _no_move, _absent
     k = key.position(role)
-    load = loader(storage)
-    cells = key.staging(role)
-    if key.layouts[k] == FLAT:
-
-        @inlined
-        def no_stage(addresses, geometry, start, count, scratch):
-            pass
-
-        @inlined
-        def read_flat(addresses, start, lane, scratch):
-            return load(addresses[k], start + lane)
-
-        return no_stage, read_flat
     if key.layouts[k] == SCALAR:
+        return _no_move, _scalar_reader(storage, k)
+    if key.layouts[k] == FLAT:
+        return _no_move, _flat_reader(storage, k)
+    return _strided_reader(storage, k, key.dimensions, key.slot(role), key.staging(role))
 
-        @inlined
-        def no_stage(addresses, geometry, start, count, scratch):
-            pass
 
-        @inlined
-        def read_scalar(addresses, start, lane, scratch):
-            return load(addresses[k], 0)
+def _scalar_reader(storage: str, k: int):
+    load = loader(storage)
 
-        return no_stage, read_scalar
-    offset = strided_offset(key.dimensions, key.slot(role))
-    innermost = key.dimensions - 1
-    step = key.dimensions * (1 + key.slot(role)) + innermost
+    @inlined
+    def read_scalar(addresses, start, lane, scratch):
+        return load(addresses[k], 0)
+
+    return read_scalar
+
+
+def _flat_reader(storage: str, k: int):
+    load = loader(storage)
+
+    @inlined
+    def read_flat(addresses, start, lane, scratch):
+        return load(addresses[k], start + lane)
+
+    return read_flat
+
+
+def _strided_reader(storage: str, k: int, dimensions: int, slot: int, staging: int):
+    load = loader(storage)
     keep = storer(widened(storage), region="scratch")
     recall = loader(widened(storage), region="scratch")
+    offset = strided_offset(dimensions, slot)
+    innermost = dimensions - 1
+    step = dimensions * (1 + slot) + innermost
 
     @inlined
     def stage(addresses, geometry, start, count, scratch):
-        row = scratch + cells
         done = 0
         while done < count:
             index = start + done
             run = min(geometry[innermost] - index % geometry[innermost], count - done)
             base = addresses[k] + offset(index, geometry)
             for lane in range(run):
-                keep(row, done + lane, load(base + lane * geometry[step], 0))
+                keep(scratch + staging, done + lane, load(base + lane * geometry[step], 0))
             done += run
 
     @inlined
     def read_staged(addresses, start, lane, scratch):
-        return recall(scratch + cells, lane)
+        return recall(scratch + staging, lane)
 
     return stage, read_staged
 
@@ -91,42 +109,37 @@ def _reader(key: KernelKey, role: str):
 def _writer(key: KernelKey, role: str):
     """(write, unstage) for one output: write one lane of a row, and bring a row from scratch to a strided array."""
     if role not in key.recipe.outputs:
-
-        @inlined
-        def no_unstage(addresses, geometry, start, count, scratch):
-            pass
-
-        @inlined
-        def discard(addresses, start, lane, scratch, value):
-            pass
-
-        return discard, no_unstage
+        return _discard, _no_move
     k = key.position(role)
-    store = storer(key.recipe.stored)
     if key.layouts[k] == FLAT:
+        return _flat_writer(key.recipe.stored, k), _no_move
+    return _strided_writer(key.recipe, k, key.dimensions, key.slot(role), key.staging(role))
 
-        @inlined
-        def no_unstage(addresses, geometry, start, count, scratch):
-            pass
 
-        @inlined
-        def write_flat(addresses, start, lane, scratch, value):
-            store(addresses[k], start + lane, value)
+def _flat_writer(storage: str, k: int):
+    store = storer(storage)
 
-        return write_flat, no_unstage
-    cells = key.staging(role)
-    offset = strided_offset(key.dimensions, key.slot(role))
-    keep = storer(key.recipe.compute, region="scratch")
-    recall = loader(key.recipe.compute, region="scratch")
+    @inlined
+    def write_flat(addresses, start, lane, scratch, value):
+        store(addresses[k], start + lane, value)
+
+    return write_flat
+
+
+def _strided_writer(recipe: Recipe, k: int, dimensions: int, slot: int, staging: int):
+    store = storer(recipe.stored)
+    keep = storer(recipe.compute, region="scratch")
+    recall = loader(recipe.compute, region="scratch")
+    offset = strided_offset(dimensions, slot)
 
     @inlined
     def write_staged(addresses, start, lane, scratch, value):
-        keep(scratch + cells, lane, value)
+        keep(scratch + staging, lane, value)
 
     @inlined
     def unstage(addresses, geometry, start, count, scratch):
         for lane in range(count):
-            store(addresses[k] + offset(start + lane, geometry), 0, recall(scratch + cells, lane))
+            store(addresses[k] + offset(start + lane, geometry), 0, recall(scratch + staging, lane))
 
     return write_staged, unstage
 

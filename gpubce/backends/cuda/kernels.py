@@ -4,13 +4,22 @@ Everything in memory is an address, as on a CPU. QUAD elements of an aligned fla
 of any other array they are QUAD single ones, and the order of additions is the same.
 """
 
+from functools import lru_cache
+
 from numba import cuda, float64, int64, njit
 
 from gpubce.backends.kernel_key import KernelKey, SettleKey
 from gpubce.spec.elements import element, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
-from gpubce.spec.primitives import add_to_pair, first_width, loader, merge_pairs, storer, strided_offset
+from gpubce.spec.primitives import (
+    add_to_pair,
+    first_width,
+    loader,
+    merge_pairs,
+    storer,
+    strided_offset,
+)
 
 inlined = njit(inline="always", error_model="numpy")
 
@@ -25,44 +34,66 @@ def threads(plan: Plan) -> int:
     return plan.lanes // QUAD
 
 
+@inlined
+def _absent(addresses, geometry, index, end):
+    return True, True, True, True
+
+
+@inlined
+def _discard(addresses, geometry, index, end, values):
+    pass
+
+
 def _reader(key: KernelKey, role: str):
-    """The inlined function that reads the QUAD elements from ``index`` on; those at ``end`` and beyond are 0."""
+    """The inlined function that reads the QUAD elements from ``index`` on; those at ``end`` and beyond do not matter,
+    and the last one before ``end`` is read in their place."""
     storage = getattr(key.recipe, role)
     if storage is None:
-
-        @inlined
-        def absent(addresses, geometry, index, end):
-            return True, True, True, True
-
-        return absent
+        return _absent
     k = key.position(role)
-    load = loader(storage)
     if key.layouts[k] == SCALAR:
-
-        @inlined
-        def read_scalar(addresses, geometry, index, end):
-            value = load(addresses[k], 0)
-            return value, value, value, value
-
-        return read_scalar
+        return _scalar_reader(storage, k)
     if key.layouts[k] == FLAT:
-        load_quad = loader(storage, QUAD)
-        ALIGNED = key.vector > 1
+        return _flat_reader(storage, k, key.vector > 1)
+    return _strided_reader(storage, k, key.dimensions, key.slot(role))
 
-        @inlined
-        def read_flat(addresses, geometry, index, end):
-            if ALIGNED and index + QUAD <= end:
-                return load_quad(addresses[k], index)
-            last = end - 1
-            return (
-                load(addresses[k], min(index, last)),
-                load(addresses[k], min(index + 1, last)),
-                load(addresses[k], min(index + 2, last)),
-                load(addresses[k], min(index + 3, last)),
-            )
 
-        return read_flat
-    offset = strided_offset(key.dimensions, key.slot(role))
+@lru_cache(maxsize=None)
+def _scalar_reader(storage: str, k: int):
+    load = loader(storage)
+
+    @inlined
+    def read_scalar(addresses, geometry, index, end):
+        value = load(addresses[k], 0)
+        return value, value, value, value
+
+    return read_scalar
+
+
+@lru_cache(maxsize=None)
+def _flat_reader(storage: str, k: int, ALIGNED: bool):
+    load = loader(storage)
+    load_quad = loader(storage, QUAD)
+
+    @inlined
+    def read_flat(addresses, geometry, index, end):
+        if ALIGNED and index + QUAD <= end:
+            return load_quad(addresses[k], index)
+        last = end - 1
+        return (
+            load(addresses[k], min(index, last)),
+            load(addresses[k], min(index + 1, last)),
+            load(addresses[k], min(index + 2, last)),
+            load(addresses[k], min(index + 3, last)),
+        )
+
+    return read_flat
+
+
+@lru_cache(maxsize=None)
+def _strided_reader(storage: str, k: int, dimensions: int, slot: int):
+    load = loader(storage)
+    offset = strided_offset(dimensions, slot)
 
     @inlined
     def read_strided(addresses, geometry, index, end):
@@ -80,29 +111,34 @@ def _reader(key: KernelKey, role: str):
 def _writer(key: KernelKey, role: str):
     """The inlined function that writes the QUAD elements from ``index`` on that lie before ``end``."""
     if role not in key.recipe.outputs:
-
-        @inlined
-        def discard(addresses, geometry, index, end, values):
-            pass
-
-        return discard
+        return _discard
     k = key.position(role)
-    store = storer(key.recipe.stored)
     if key.layouts[k] == FLAT:
-        store_quad = storer(key.recipe.stored, QUAD)
-        ALIGNED = key.vector > 1
+        return _flat_writer(key.recipe.stored, k, key.vector > 1)
+    return _strided_writer(key.recipe.stored, k, key.dimensions, key.slot(role))
 
-        @inlined
-        def write_flat(addresses, geometry, index, end, values):
-            if ALIGNED and index + QUAD <= end:
-                store_quad(addresses[k], index, values)
-            else:
-                for q in range(QUAD):
-                    if index + q < end:
-                        store(addresses[k], index + q, values[q])
 
-        return write_flat
-    offset = strided_offset(key.dimensions, key.slot(role))
+@lru_cache(maxsize=None)
+def _flat_writer(storage: str, k: int, ALIGNED: bool):
+    store = storer(storage)
+    store_quad = storer(storage, QUAD)
+
+    @inlined
+    def write_flat(addresses, geometry, index, end, values):
+        if ALIGNED and index + QUAD <= end:
+            store_quad(addresses[k], index, values)
+        else:
+            for q in range(QUAD):
+                if index + q < end:
+                    store(addresses[k], index + q, values[q])
+
+    return write_flat
+
+
+@lru_cache(maxsize=None)
+def _strided_writer(storage: str, k: int, dimensions: int, slot: int):
+    store = storer(storage)
+    offset = strided_offset(dimensions, slot)
 
     @inlined
     def write_strided(addresses, geometry, index, end, values):

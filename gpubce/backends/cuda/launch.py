@@ -10,10 +10,6 @@ from gpubce.backends.kernel_key import SettleKey
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import Plan
 
-THREADS = 128
-"""Threads of a thread block where no block of the plan fixes them."""
-
-
 @contextlib.contextmanager
 def current_device(index: int) -> Iterator[None]:
     """Make a GPU the current one for Numba."""
@@ -29,6 +25,9 @@ def current_device(index: int) -> Iterator[None]:
 class CudaEngine:
     """See :class:`gpubce.backends.pipeline.Engine`. ``stream`` is a CUDA stream's handle, ``device`` its device's
     number; that device is current."""
+
+    team = 128
+    """Threads of a thread block where no block of the plan fixes them."""
 
     def __init__(self, stream: int = 0, device: int = 0):
         self.stream = stream
@@ -48,8 +47,8 @@ class CudaEngine:
         self.launch(
             "along_axes",
             key,
-            -(-workers // THREADS),
-            THREADS,
+            -(-workers // self.team),
+            self.team,
             (reduced, outputs, addresses, geometry, parameters, ignored, partials, count),
         )
 
@@ -61,12 +60,12 @@ class CudaEngine:
 
     def settle(self, settlement: Settlement):
         key, arguments = SettleKey.of(settlement)
-        self.launch("settle", key, -(-settlement.outputs // THREADS), THREADS, arguments)
+        self.launch("settle", key, -(-settlement.outputs // self.team), self.team, arguments)
 
     def clear(self, address, cells):
         # Settling 0 / 1 writes zeros: rare (empty input), so it needs no kernel of its own.
         key = SettleKey("float64", True, False, None)
-        self.launch("settle", key, -(-cells // THREADS), THREADS, (cells, 0, address, 0, 0, 1.0, 0.0, 0.0, 1.0, 0))
+        self.launch("settle", key, -(-cells // self.team), self.team, (cells, 0, address, 0, 0, 1.0, 0.0, 0.0, 1.0, 0))
 
     def launch(self, kind: str, key, grid: int, team: int, arguments: tuple) -> None:
         """Start one kernel on the stream."""

@@ -1,0 +1,144 @@
+"""The backends that the contract suite runs on, each a function of a case.
+
+Every backend takes NumPy arrays. ``cpu`` is the CPU path; ``ptx`` is the CUDA path with its kernels compiled to PTX and
+executed by the interpreter; ``simulator`` is the CUDA path under Numba's simulator, in a process of its own because
+the simulator is chosen when Numba is imported; ``gpu`` is the CUDA path on a device. All but the last work on host
+memory, so the engine is all that is exchanged.
+"""
+
+import ctypes
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+
+from gpubce import dispatch
+from gpubce.arrays import numpy as host_arrays
+from gpubce.backends.cpu.launch import CpuEngine
+from gpubce.backends.cuda.launch import CudaEngine
+from gpubce.spec.plan import PLAN, Plan
+from tests.cases import Case, Results, run_case
+from tests.ptx.interpreter import Kernel, Memory, launch
+
+COMPUTE_CAPABILITY = (9, 0)
+
+SMALL_PLAN = Plan(lanes=32, rows=2, chunk=8)
+"""For the backends that execute one thread after the other."""
+
+
+@contextmanager
+def replaced(engine: Callable[[], object], plan: Plan, buffer: Callable | None = None):
+    """Calls on NumPy arrays use this engine and plan; ``buffer`` sees every array that a call touches."""
+    before = dispatch.cpu_engine, dispatch.PLAN, host_arrays.buffer
+    dispatch.cpu_engine, dispatch.PLAN = engine, plan
+    if buffer is not None:
+        host_arrays.buffer = buffer
+    try:
+        yield
+    finally:
+        dispatch.cpu_engine, dispatch.PLAN, host_arrays.buffer = before
+
+
+def cpu(case: Case, plan: Plan = PLAN, threads: int = 2) -> Results:
+    """The CPU path on that many threads, however small the case."""
+    from gpubce.backends.cpu import launch as cpu_launch
+
+    worth = cpu_launch.WORTH_A_THREAD
+    cpu_launch.WORTH_A_THREAD = 1
+    try:
+        with replaced(lambda: CpuEngine(threads), plan):
+            return run_case(case)
+    finally:
+        cpu_launch.WORTH_A_THREAD = worth
+
+
+@lru_cache(maxsize=256)
+def compiled_ptx(kind: str, key, compute_capability: tuple[int, int] = COMPUTE_CAPABILITY) -> Kernel:
+    """The kernel, parsed: this refuses a product that could be fused with an addition."""
+    from gpubce.backends.cuda.compile import ptx
+
+    return Kernel(ptx(kind, key, compute_capability))
+
+
+class PtxEngine(CudaEngine):
+    """Launches by interpretation. ``touch`` registers the memory of an array before a kernel sees its address."""
+
+    def __init__(self, compute_capability: tuple[int, int] = COMPUTE_CAPABILITY):
+        super().__init__()
+        self.compute_capability = compute_capability
+        self.memory = Memory()
+        self.owners: list[np.ndarray] = []
+        self.known: set[int] = set()
+        self.steps = 0
+
+    def touch(self, array):
+        buffer = _buffer(array)
+        root = buffer.owner
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        if root.nbytes and root.ctypes.data not in self.known:
+            self.known.add(root.ctypes.data)
+            self.owners.append(root)
+            cells = (ctypes.c_uint8 * root.nbytes).from_address(root.ctypes.data)
+            self.memory.register(np.frombuffer(cells, np.uint8))
+        return buffer
+
+    def launch(self, kind, key, grid, team, arguments):
+        if grid == 0:
+            return
+        flat = [item for entry in arguments for item in (entry if isinstance(entry, tuple) else (entry,))]
+        kernel = compiled_ptx(kind, key, self.compute_capability)
+        self.steps += launch(kernel, self.memory, grid, team, [item.item() if hasattr(item, "item") else item for item in flat]).steps
+
+
+_buffer = host_arrays.buffer
+
+
+def ptx(case: Case, plan: Plan = SMALL_PLAN, compute_capability: tuple[int, int] = COMPUTE_CAPABILITY) -> Results:
+    """The compiled PTX, executed."""
+    engine = PtxEngine(compute_capability)
+    with replaced(lambda: engine, plan, engine.touch):
+        return run_case(case)
+
+
+class SimulatedEngine(CudaEngine):
+    """Every thread is a Python thread: fewer of them."""
+
+    team = 8
+
+
+def _simulate(case: Case, plan: Plan) -> Results:
+    with replaced(SimulatedEngine, plan):
+        return run_case(case)
+
+
+@lru_cache(maxsize=1)
+def _simulator_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def simulator(case: Case, plan: Plan = SMALL_PLAN) -> Results:
+    """Numba's CUDA simulator."""
+    before = os.environ.get("NUMBA_ENABLE_CUDASIM")
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+    try:
+        return _simulator_process().submit(_simulate, case, plan).result()
+    finally:
+        if before is None:
+            del os.environ["NUMBA_ENABLE_CUDASIM"]
+        else:
+            os.environ["NUMBA_ENABLE_CUDASIM"] = before
+
+
+def gpu(case: Case, plan: Plan = PLAN) -> Results:
+    """A CUDA device: host arrays are brought there and back."""
+    before = dispatch.PLAN
+    dispatch.PLAN = plan
+    try:
+        return run_case(case, device="cuda")
+    finally:
+        dispatch.PLAN = before

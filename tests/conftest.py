@@ -1,0 +1,27 @@
+"""Where there is no GPU, tests marked ``gpu`` are skipped with the reason; under --require-gpu nothing may be skipped."""
+
+import pytest
+
+from gpubce.backends.devices import find_gpus
+
+
+def pytest_addoption(parser):
+    parser.addoption("--require-gpu", action="store_true", help="fail where a test would be skipped")
+
+
+def pytest_collection_modifyitems(config, items):
+    gpus, reason = find_gpus()
+    if gpus or config.getoption("--require-gpu"):
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and item.config.getoption("--require-gpu") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped under --require-gpu: {report.longrepr}"
