@@ -42,6 +42,8 @@ PACKAGES = ("numpy", "numba", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "cup
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: those of the process); the exit code."""
+    with contextlib.suppress(AttributeError):  # Not every stdout can: then the names of files are plain or fail.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
@@ -51,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("there is not enough memory: choose fewer rows at a time with --batch")
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of stdout has gone; what Python still holds for it must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except OSError as error:
+        # Files raise errors of ours, so this is stdout. What Python still holds for it must not raise again at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141 if isinstance(error, BrokenPipeError) else _fail(f"stdout cannot be written: {error.strerror}")
     return 0
 
 
@@ -125,26 +128,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def names(text: str) -> list[str]:
+    """Of columns. (argparse names these functions in its messages: "invalid number value".)"""
     return text.split(",")
 
 
 def number(text: str) -> float | int:
     """An integer where it is one, so that large ones stay exact."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    value = float(text)
+    return int(text) if text.lstrip("+-").isdecimal() and abs(value) < 2**64 else value
 
 
 def numbers(text: str) -> list[float]:
+    """One, or one for each label."""
     return [float(part) for part in text.split(",")]
 
 
 def number_or_none(text: str) -> float | None:
+    """A number, or the word none."""
     return None if text.lower() == "none" else float(text)
 
 
 def row_count(text: str) -> int:
+    """An integer from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows: give an integer from 1 on")
     return int(text)
@@ -204,7 +209,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if arguments.per_label and len(labels) > 1:
             print("", "labels: " + ", ".join(f"{k} = {name}" for k, name in enumerate(labels)), sep="\n")
     if arguments.json is not None:
-        given = {name: str(value) if value != value else value for name, value in options.items()}
+        given = {name: value if _finite(value) == value else str(value) for name, value in options.items()}
         document = {
             "gpubce": gpubce.__version__,
             "predictions": files[0],
@@ -217,7 +222,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _write_json(arguments.json, json.dumps(document, indent=2, allow_nan=False))
     if math.isnan(report.loss) and nans.count:
         print(f"gpubce: note: {nans}", file=sys.stderr)
-    sys.stdout.flush()
+    print(end="", flush=True)
 
 
 def _open(arguments: argparse.Namespace) -> list[Source]:
@@ -232,8 +237,8 @@ def _open(arguments: argparse.Namespace) -> list[Source]:
     if second is None and not names_columns(first):
         raise OptionError(f"{first} holds one array only: give the file with the targets too")
     prediction, target = arguments.prediction, arguments.target
-    for path, option, names in ((first, "--prediction", prediction), (second or first, "--target", target)):
-        if names and not names_columns(path):
+    for path, option, given in ((first, "--prediction", prediction), (second or first, "--target", target)):
+        if given and not names_columns(path):
             raise OptionError(f"{option} names a column, but {path} holds one array without a name: leave it out")
     if arguments.weight and not names_columns(second or first):
         raise OptionError(f"--weight names a column beside the targets, but {second} holds one array only: use .npz")
@@ -252,13 +257,13 @@ def _row_shape(arguments: argparse.Namespace, sources: list[Source]) -> tuple[in
     first, last = sources[0], sources[-1]
     if shape != target:
         raise FormatError(
-            f"a row of predictions in {first.path} has shape {shape}, one of targets in {last.path} {target}: they must "
-            "be equal, reshape one or name as many columns"
+            f"a row of predictions in {first.path} has shape {shape}, one of targets in {last.path} {target}: they "
+            "must be equal, reshape one or name as many columns"
         )
     if weight and weight[0] not in ((), shape):
         raise FormatError(
-            f"a row of weights in {last.path} has shape {weight[0]}, one of predictions {shape}: give one weight a row, "
-            "or one for each prediction"
+            f"a row of weights in {last.path} has shape {weight[0]}, one of predictions {shape}: give one weight a "
+            "row, or one for each prediction"
         )
     if arguments.per_label and not shape:
         raise OptionError(f"--per-label needs several labels, but {first.path} has one prediction a row")
@@ -315,37 +320,28 @@ class _Nans:
 
 def _invalid(batch: _Batch, sources: list[Source], loss: gpubce.BinaryCrossEntropy) -> FormatError | None:
     """The error for the first invalid element of a batch, with its row in the file; rows count from 0."""
-    targets, probabilities = batch.targets, batch.predictions
-    ignored = loss.ignore_index
-    skip = np.zeros(targets.shape, bool)
-    if ignored is not None:
-        skip = np.isnan(targets) if math.isnan(ignored) else targets == ignored
-    weight = None if batch.weight is None else np.broadcast_to(batch.weight, targets.shape)
-    target_file, target_names = sources[-1].path, sources[-1].groups[len(sources) % 2]
-    rules: list[tuple[str, Sequence[str], str, np.ndarray, Callable[[np.ndarray], np.ndarray], str]] = [
-        (
-            target_file,
-            target_names,
-            "target",
-            targets,
-            lambda y: ~((y >= 0) & (y <= 1)),
-            "is not in [0, 1]: correct it, or give --ignore-index {} if it means unlabelled",
-        )
-    ]
-    if not loss.from_logits:
-        remedy = "is not in [0, 1]: if the predictions are logits, give --logits"
-        names = sources[0].groups[0]
-        rules.append((sources[0].path, names, "probability", probabilities, lambda p: (p < 0) | (p > 1), remedy))
-    if weight is not None:
-        remedy = "is negative or not finite: correct it, or drop the row"
-        rules.append((target_file, [], "weight", weight, lambda w: ~((w >= 0) & np.isfinite(w)), remedy))
-    for path, names, what, values, is_wrong, remedy in rules:
-        wrong = is_wrong(values) & ~skip
-        if wrong.any():
-            row, *rest = (int(k) for k in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+    y, p = batch.targets, batch.predictions
+    w = np.broadcast_to(np.float64(1) if batch.weight is None else batch.weight, y.shape)
+    counted = np.ones(y.shape, bool)
+    if loss.ignore_index is not None:
+        counted = ~np.isnan(y) if math.isnan(loss.ignore_index) else y != loss.ignore_index
+    remedies = {
+        "target": "is not in [0, 1]: correct it, or give --ignore-index {} if it means unlabelled",
+        "probability": "is not in [0, 1]: if the predictions are logits, give --logits",
+        "weight": "is negative or not finite: correct it, or drop the row",
+    }
+    predictions = sources[0].path, sources[0].groups[0]
+    targets = sources[-1].path, sources[-1].groups[len(sources) % 2]
+    for what, (path, labels), values, wrong in (
+        ("target", targets, y, ~((y >= 0) & (y <= 1))),
+        ("probability", predictions, p, ((p < 0) | (p > 1)) & (not loss.from_logits)),
+        ("weight", (sources[-1].path, ()), w, ~((w >= 0) & np.isfinite(w))),
+    ):
+        if (wrong & counted).any():
+            row, *rest = (int(k) for k in np.unravel_index(int(np.argmax(wrong & counted)), y.shape))
             value = values[(row, *rest)]
-            where = f", column {names[rest[0]]!r}" if len(names) > 1 else f", element {rest}" if rest else ""
-            return FormatError(f"{path}, row {batch.start + row}{where}: {what} {value} " + remedy.format(value))
+            where = f", column {labels[rest[0]]!r}" if len(labels) > 1 else f", element {rest}" if rest else ""
+            return FormatError(f"{path}, row {batch.start + row}{where}: {what} {value} {remedies[what].format(value)}")
     return None
 
 
@@ -379,18 +375,25 @@ def _check_json_path(path: str | None, sources: list[Source]) -> None:
     if path is None or path == "-":
         return
     place = Path(path)
-    if place.is_dir() or not place.absolute().parent.is_dir():
-        raise OptionError(f"--json {path}: it is a directory, or is in none: name a file in a directory that exists")
-    if any(place.exists() and place.samefile(source.path) for source in sources):
-        raise OptionError(f"--json {path} would overwrite a file that is evaluated: name another")
+    with _writing(path):
+        if place.is_dir() or not place.absolute().parent.is_dir():
+            raise OptionError(f"--json {path} is a directory, or is in none: name a file in a directory that exists")
+        if any(place.exists() and place.samefile(source.path) for source in sources):
+            raise OptionError(f"--json {path} would overwrite a file that is evaluated: name another")
 
 
 def _write_json(path: str, text: str) -> None:
     if path == "-":
         print(text)
         return
-    try:
+    with _writing(path):
         Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OptionError(f"--json {path} cannot be written: {error.strerror or error}") from error
 

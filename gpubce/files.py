@@ -150,7 +150,7 @@ def read_npz(path: str, groups: Sequence[Sequence[str]] | None) -> Source:
 
 
 def read_csv(path: str, groups: Sequence[Sequence[str]] | None) -> Source:
-    """Columns of a .csv file with a header line, streamed. Numbers are float64, empty cells NaN; true and false bool."""
+    """Columns of a .csv file with a header, streamed. Numbers are float64, empty cells NaN; true and false bool."""
     csv = _pyarrow("csv", path)
     names = _wanted(groups)
     reading = csv.ReadOptions(use_threads=False)  # With threads, pyarrow's errors do not say the row; 10 % slower.

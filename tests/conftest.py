@@ -12,6 +12,9 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     gpus, reason = find_gpus()
     if gpus or config.getoption("--require-gpu"):
+        elsewhere = [item for item in items if "no_gpu" in item.keywords]
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if "no_gpu" not in item.keywords]
         return
     for item in items:
         if "gpu" in item.keywords:

@@ -415,7 +415,7 @@ def test_large_arrays_stay_in_their_file(tmp_path, suffix):
     try:
         source = open_source(str(path), None if suffix == ".npy" else [["a"]])
         total = 0.0
-        while len((batch := source.take(100_000)[0])):
+        while len(batch := source.take(100_000)[0]):
             total += float(batch.sum())
         peak = tracemalloc.get_traced_memory()[1]
     finally:

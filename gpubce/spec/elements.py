@@ -266,7 +266,6 @@ def element(recipe: Recipe):
             minus_log_p, minus_log_q, p, q, curvature = logit_branches(z)
             plain_p, plain_q = minus_log_p, minus_log_q
             slope_p, slope_q = q, p
-            curvature_p, curvature_q = curvature, curvature
             focal_p, focal_slope, focal_bend = p, curvature, q - p
             if FLOOR:
                 minus_log_p = select(minus_log_p > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_p)
@@ -279,7 +278,6 @@ def element(recipe: Recipe):
                 minus_log_q = select(minus_log_q > parameters[K_LOG_CAP], parameters[K_LOG_CAP], minus_log_q)
                 slope_p = select(slope_p > parameters[K_RECIPROCAL_CAP], parameters[K_RECIPROCAL_CAP], slope_p)
                 slope_q = select(slope_q > parameters[K_RECIPROCAL_CAP], parameters[K_RECIPROCAL_CAP], slope_q)
-            curvature_p, curvature_q = product(slope_p, slope_p), product(slope_q, slope_q)
             focal_p, focal_slope, focal_bend = z, ONE, ZERO
             if CLIP:
                 # The branches are clipped and not p: 1 - eps may round to 1, and then -log(1 - p) would be infinite.
@@ -293,23 +291,32 @@ def element(recipe: Recipe):
 
         loss = term(a, minus_log_p) + term(b, minus_log_q)
         gradient = term(b, slope_q) - term(a, slope_p)
-        hessian = term(a, curvature_p) + term(b, curvature_q)
+        if IN_LOGITS:
+            hessian = term(a, curvature) + term(b, curvature)
+        else:
+            # Factor by factor: 1 / p^2 may overflow where a / p^2 does not.
+            hessian = term(term(a, slope_p), slope_p) + term(term(b, slope_q), slope_q)
 
         if FOCAL:
             # loss f^gamma with f = 1 - p_t = p (1 - y) + (1 - p) y (Lin et al. 2017, eq. 5; soft targets as the
-            # expectation). With u = f'/f:  (L f^g)' = f^g (g u L + L'),
-            # (L f^g)'' = f^g (g u ((g - 1) u + f''/f') L + 2 g u L' + L'').
+            # expectation). With u = f'/f:
+            #   (L f^g)'  = f^g (g u L + L')
+            #   (L f^g)'' = f^g u ((g - 1) g u L + g (2 L' + L f''/f')) + f^g L''
+            # Along probabilities f^g u is f^(g - 1): f^g alone may underflow where its product with u does not.
             gamma = parameters[K_GAMMA]
             failure = fma(focal_p, y_negative, product(q, y_positive))
+            direction = y_negative - y_positive
             vanishes = failure < SMALLEST_NORMAL
             factor = select(vanishes, ZERO, power(failure, gamma))
-            u = select(vanishes, ZERO, focal_slope * (y_negative - y_positive) / failure)
+            u = select(vanishes, ZERO, focal_slope * direction / failure)
+            factor_u = product(factor, u)
+            if not IN_LOGITS:
+                factor_u = select(gamma >= ONE, product(power(failure, gamma - ONE), direction), factor_u)
             pull = product(gamma, term(u, loss))
-            bend = fma(gamma - ONE, u, focal_bend)
-            rise = fma(TWO * product(gamma, u), gradient, fma(pull, bend, hessian))
-            rise = select(hessian < INFINITY, product(factor, rise), hessian)
+            inner = fma(gamma - ONE, pull, product(gamma, fma(TWO, gradient, product(focal_bend, loss))))
+            rise = select(hessian < INFINITY, term(factor_u, inner) + term(factor, hessian), hessian)
             at_corner = term(a + b, parameters[K_CORNER])
-            hessian = select(vanishes, at_corner, select(factor == ZERO, ZERO, rise))
+            hessian = select(vanishes, at_corner, rise)
             gradient = select(factor == ZERO, ZERO, product(factor, pull + gradient))
             loss = term(factor, loss)
             # A factor of 0 must not hide an invalid sample or a NaN prediction.

@@ -1,0 +1,298 @@
+"""Promise 7: bad input is loud. What is refused, with which exception, and what its message says."""
+
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import gpubce
+from gpubce import BinaryCrossEntropy, Evaluator, dispatch
+from gpubce.errors import (
+    ArrayError,
+    DeviceError,
+    DtypeError,
+    GpubceError,
+    InvalidValueError,
+    OptionError,
+    ShapeError,
+    StateError,
+)
+
+X = np.float32([0.5, -1.0, 2.0])
+Y = np.float32([1.0, 0.0, 1.0])
+X2, Y2 = np.tile(X, (2, 1)), np.tile(Y, (2, 1))
+
+
+def logits(**options):
+    return BinaryCrossEntropy(from_logits=True, **options)
+
+
+each, mean, probabilities = logits(reduction="none"), logits(), BinaryCrossEntropy()
+room = np.zeros(4, np.float32)
+fixed = np.zeros((), np.float32)
+fixed.flags.writeable = False
+
+OPTIONS = [
+    ({"reduction": "avg"}, "reduction='avg'", "'none', 'sum', 'mean'"),
+    ({"denominator": "n"}, "denominator='n'", "'elements', 'weights', 'positives', 'rows'"),
+    ({"denominator": "weights", "reduction": "sum"}, "denominator='weights'", "reduction='sum'", "only a mean"),
+    ({"denominator": "rows", "reduction": "none"}, "denominator='rows'", "reduction='none'"),
+    ({"axis": 0, "reduction": "none"}, "axis=(0,)", "reduction='none'", "leave one of them out"),
+    ({"axis": ()}, "axis=()", "leave it out"),
+    ({"axis": 1.0}, "axis=1.0", "number of an axis"),
+    ({"label_axis": "last"}, "label_axis='last'", "number of an axis"),
+    ({"from_logits": 1}, "from_logits=1", "True or False"),
+    ({"pos_weight": -1.0}, "pos_weight=-1.0", "not negative"),
+    ({"pos_weight": [1.0, np.inf]}, "pos_weight=inf", "finite"),
+    ({"pos_weight": "3"}, "pos_weight='3'", "not a number"),
+    ({"pos_weight": 10**400}, "pos_weight=1000", "finite"),
+    ({"pos_weight": []}, "pos_weight is empty", "one for each label"),
+    ({"label_weight": [[1.0, 2.0]]}, "label_weight=[1.0, 2.0]", "not a number"),
+    ({"class_weight": 3.0}, "class_weight has 1 value", "(w0, w1)"),
+    ({"class_weight": (1.0, 2.0, 3.0)}, "class_weight has 3 values", "(w0, w1)"),
+    ({"class_weight": {0: 1.0, 1: 3.0}}, "class_weight={0: 1.0, 1: 3.0}"),
+    ({"class_weight": "balanced"}, "class_weight='balanced'"),
+    ({"label_smoothing": 1.0}, "label_smoothing=1.0", "below 1"),
+    ({"label_smoothing": True}, "label_smoothing=True", "not a number"),
+    ({"gamma": -0.5}, "gamma=-0.5", "not negative"),
+    ({"alpha": 2}, "alpha=2", "between 0 and 1"),
+    ({"eps": 0.1, "from_logits": True}, "eps", "from_logits=True", "leave eps out"),
+    ({"eps": 0.1, "log_floor": -5.0}, "eps and log_floor", "one of them"),
+    ({"eps": 0.1, "log_floor": None}, "eps and log_floor", "one of them"),
+    ({"eps": 0.5}, "eps=0.5", "below 0.5"),
+    ({"log_floor": 1.0}, "log_floor=1.0", "negative, or None"),
+    ({"base": 1}, "base=1", "above 1, or None"),
+    ({"dtype": "int32"}, "dtype='int32'", "float16, bfloat16, float32, float64"),
+    ({"dtype": 5}, "dtype=5", "float16, bfloat16, float32, float64"),
+    ({"ignore_index": "none"}, "ignore_index='none'", "not a number"),
+    ({"ignore_index": 10**400}, "ignore_index=1000"),
+]
+
+CALLS = [
+    (lambda: mean(X, Y[:2]), ShapeError, "logits", "(3,)", "targets", "(2,)", "reshape"),
+    (lambda: probabilities(X, Y2), ShapeError, "probabilities", "(3,)", "targets", "(2, 3)"),
+    (lambda: mean(X2, Y2, weight=np.ones(2)), ShapeError, "weight", "(2,)", "(2, 3)", "broadcast"),
+    (lambda: mean(X, Y, mask=np.ones((2, 3), bool)), ShapeError, "mask", "(2, 3)", "(3,)", "broadcast"),
+    (lambda: mean(np.arange(3), Y), DtypeError, "logits", "int64", "float32", "convert"),
+    (lambda: mean(X * 1j, Y), DtypeError, "logits", "complex64", "convert"),
+    (lambda: mean(X, np.array(["a", "b", "c"])), DtypeError, "targets", "str", "bool"),
+    (lambda: mean(X, np.array([1, 0, None])), DtypeError, "targets", "object"),
+    (lambda: mean(X, Y, mask=np.array([1, 0, 1])), DtypeError, "mask", "int64", "bool", "mask != 0"),
+    (lambda: mean(X, Y, weight=Y * 1j), DtypeError, "weight", "complex64"),
+    (lambda: mean("abc", Y), ArrayError, "logits", "str", "not an array", "DLPack"),
+    (lambda: mean(X, None), ArrayError, "targets", "NoneType", "not an array"),
+    (lambda: mean([[1.0], [1.0, 2.0]], Y), ArrayError, "logits", "list"),
+    (lambda: mean(np.ma.masked_array(X), Y), ArrayError, "logits", "mask=~numpy.ma.getmaskarray"),
+    (lambda: mean(X, np.ma.masked_array(Y)), ArrayError, "targets", "mask=~numpy.ma.getmaskarray"),
+    (lambda: mean(X.astype(">f4"), Y), ArrayError, "logits", ">f4", "astype('float32')"),
+    (lambda: mean(X, Y, weight=Y.astype(">f4")), ArrayError, "weight", ">f4", "astype('float32')"),
+    (lambda: logits(axis=1)(X, Y), ShapeError, "axis=(1,)", "(3,)"),
+    (lambda: logits(axis=(0, -2))(X2, Y2), ShapeError, "axis=(0, -2)", "(2, 3)", "twice"),
+    (lambda: logits(pos_weight=[1, 2, 3])(X, Y), ShapeError, "pos_weight has 3 values", "(3,)", "1 label"),
+    (lambda: logits(pos_weight=[1, 2])(X2, Y2), ShapeError, "pos_weight has 2 values", "3 labels", "label_axis"),
+    (lambda: logits(label_weight=[1, 2], label_axis=2)(X2, Y2), ShapeError, "label_axis=2", "(2, 3)"),
+    (lambda: logits(ignore_index=300)(X, Y.astype(np.int8)), OptionError, "ignore_index=300", "int8"),
+    (lambda: logits(ignore_index=np.nan)(X, Y.astype(int)), OptionError, "ignore_index", "NaN", "int64"),
+    (lambda: logits(ignore_index=0.1)(X, Y.astype(np.float16)), OptionError, "ignore_index=0.1", "float16"),
+    (lambda: mean(X, Y, device="gpu"), OptionError, "device='gpu'", "'auto', 'cpu', 'cuda'"),
+    (lambda: mean(X, Y, check="never"), OptionError, "check='never'", "'auto', True, False"),
+    (lambda: mean(X, Y, check=np.ones(2)), OptionError, "check=", "'auto', True, False"),
+    (lambda: mean(X, Y, check=1), OptionError, "check=1", "'auto', True, False"),
+    (lambda: mean(X, Y, stream=0), OptionError, "stream=", "CPU"),
+    (lambda: mean(X, Y, out=np.zeros(1, np.float32)), ShapeError, "out", "(1,)", "()"),
+    (lambda: mean(X, Y, out=np.zeros(())), DtypeError, "out", "float64", "float32"),
+    (lambda: mean(X, Y, out=fixed), ArrayError, "out", "writable"),
+    (lambda: each(X.tolist(), Y.tolist(), out=[0.0] * 3), ArrayError, "out", "writable"),
+    (lambda: each(X, Y, out=X), ArrayError, "out", "logits", "array of its own"),
+    (lambda: each(X, Y, out=Y), ArrayError, "out", "targets", "array of its own"),
+    (lambda: logits(axis=0)(X2, Y2, out=np.zeros(6, np.float32)[::2]), ArrayError, "out", "C-contiguous"),
+    (lambda: mean.value_and_grad(room[:3], Y, grad_out=room[1:]), ArrayError, "grad_out", "logits itself"),
+    (lambda: mean.value_and_grad(X, Y, grad_out=Y), ArrayError, "grad_out", "targets", "array of its own"),
+    (lambda: each.value_and_grad(X, Y, out=room[:3], grad_out=room[1:]), ArrayError, "out", "grad_out"),
+    (lambda: mean.grad_and_hess(X, Y, hess_out=room[:3], grad_out=room[1:]), ArrayError, "hess_out", "grad_out"),
+    (lambda: mean.value_and_grad(X, Y, grad_out=np.zeros(3)), DtypeError, "grad_out", "float64", "float32"),
+    (lambda: mean.value_and_grad(X, Y, grad_scale=np.ones(2)), ShapeError, "grad_scale", "2 float64", "one"),
+    (lambda: mean.value_and_grad(X, Y, grad_scale=np.nan), OptionError, "grad_scale=nan", "finite"),
+    (lambda: each.state(X, Y), OptionError, "reduction='none'", "'mean' or 'sum'"),
+    (lambda: mean.state(X, Y, sums=("auc",)), OptionError, "sums='auc'", "'weight'"),
+    (lambda: mean.state(X, Y).total("weight"), StateError, "'weight'", "loss, count, invalid"),
+    (lambda: mean.state(X, Y) + logits(axis=0).state(X2, Y2), StateError, "()", "(3,)"),
+    (lambda: mean.state(X, Y) + logits(denominator="weights").state(X, Y), StateError, "different", "'weight'"),
+    (lambda: mean.state(X, Y).merge(3), StateError, "LossState", "int"),
+    (lambda: logits(denominator="weights").finish(mean.state(X, Y)), StateError, "'weight'"),
+    (lambda: mean.finish(3.0), OptionError, "LossState", "float"),
+    (lambda: gpubce.binary_cross_entropy(X, Y, posweight=3), OptionError, "'posweight'", "pos_weight"),
+    (lambda: gpubce.binary_cross_entropy(X, Y, from_logits=True), OptionError, "from_logits", "other function"),
+    (lambda: Evaluator(posweight=3), OptionError, "'posweight'", "pos_weight"),
+]
+
+
+def refused(call, error, *fragments):
+    """The call raises exactly this error, in one line that holds the fragments."""
+    with pytest.raises(error) as caught:
+        call()
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [fragment for fragment in fragments if fragment not in message] == [], message
+
+
+@pytest.mark.parametrize("row", OPTIONS, ids=lambda row: str(row[0])[:60])
+def test_options_are_checked_when_the_object_is_made(row):
+    refused(lambda: BinaryCrossEntropy(**row[0]), OptionError, *row[1:])
+
+
+@pytest.mark.parametrize("row", CALLS, ids=[f"{row[1].__name__}-{' '.join(row[2:4])}"[:60] for row in CALLS])
+def test_calls_are_checked(row):
+    refused(*row)
+
+
+def test_an_option_unknown_to_the_class_is_an_unknown_keyword():
+    with pytest.raises(TypeError, match="posweight"):
+        BinaryCrossEntropy(posweight=3)
+
+
+def test_tensors_are_checked():
+    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    x, y = torch.tensor(X), torch.tensor(Y)
+    refused(lambda: mean(x, Y), ArrayError, "logits", "PyTorch", "targets", "NumPy", "convert")
+    refused(lambda: mean(x, y, weight=Y), ArrayError, "PyTorch", "weight", "NumPy")
+    refused(lambda: mean(X, Y, out=torch.zeros(())), ArrayError, "NumPy", "out", "PyTorch")
+    refused(lambda: mean.value_and_grad(X, Y, grad_scale=x[0]), ArrayError, "NumPy", "grad_scale", "PyTorch")
+    refused(lambda: mean(x.to_sparse(), y), ArrayError, "logits", "sparse", "to_dense()")
+    refused(lambda: mean(x, y.to_sparse()), ArrayError, "targets", "sparse", "to_dense()")
+    refused(lambda: mean(x.to("meta"), y), ArrayError, "logits", "meta")
+    refused(lambda: mean(x, y, mask=y), DtypeError, "mask", "float32", "bool")
+    refused(lambda: logits(dtype=torch.int32), OptionError, "dtype=torch.int32", "float32")
+    refused(lambda: mean.value_and_grad(x, y, grad_out=torch.zeros(1).expand(3)), ArrayError, "grad_out", "broadcast")
+    refused(lambda: mean.state(x, y) + mean.state(X, Y), StateError, "torch", "numpy", "to_host()")
+    refused(lambda: mean(x, 7 * y), InvalidValueError, "targets[0] is 7.0")
+
+
+def test_cuda_without_a_gpu_is_an_error_and_not_a_fallback(monkeypatch):
+    monkeypatch.setattr(dispatch, "find_gpus", lambda: ((), "there is no driver"))
+    refused(lambda: mean(X, Y, device="cuda"), DeviceError, "device='cuda'", "there is no driver")
+
+
+def test_errors_are_what_a_caller_expects():
+    builtin = {
+        "OptionError": ValueError,
+        "ShapeError": ValueError,
+        "DtypeError": TypeError,
+        "ArrayError": TypeError,
+        "InvalidValueError": ValueError,
+        "DeviceError": RuntimeError,
+        "StateError": ValueError,
+        "FormatError": ValueError,
+        "MissingDependencyError": ImportError,
+    }
+    found = {name: kind for name, kind in vars(gpubce.errors).items() if isinstance(kind, type)}
+    assert set(found) == {"GpubceError", *builtin}
+    assert all(issubclass(found[name], kind) and issubclass(found[name], GpubceError) for name, kind in builtin.items())
+
+
+# Values -------------------------------------------------------------------------------------------------------------
+
+METHODS = {
+    "mean": mean,
+    "none": each,
+    "value_and_grad": mean.value_and_grad,
+    "grad_and_hess": mean.grad_and_hess,
+    "state": mean.state,
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_refuses_an_invalid_target(method):
+    for value in (7.0, -1.0, np.nan, np.inf):
+        wrong = np.float32([1.0, value, 0.0])
+        for check in ("auto", True, np.True_):
+            call = partial(method, X, wrong, check=check)
+            refused(call, InvalidValueError, f"targets[1] is {value}", "mask")
+        method(X, wrong, check=False)
+
+
+def test_probabilities_and_weights_are_checked():
+    for value in (1.5, -0.25, np.inf, -np.inf):
+        wrong = np.float32([0.5, 0.5, value])
+        refused(partial(probabilities, wrong, Y), InvalidValueError, f"probabilities[2] is {value}", "with_logits")
+    for value in (-1.0, np.inf, np.nan):
+        wrong = np.float32([value, 1.0, 1.0])
+        refused(partial(mean, X, Y, weight=wrong), InvalidValueError, f"weight[0] is {value}", "not negative")
+
+
+def test_unchecked_invalid_elements_are_nan_and_counted():
+    wrong = np.float32([1.0, 7.0, -1.0])
+    assert np.isnan(mean(X, wrong, check=False))
+    assert np.isnan(each(X, wrong, check=False)).tolist() == [False, True, True]
+    assert np.isnan(mean.value_and_grad(X, wrong, check=False)[1]).tolist() == [False, True, True]
+    assert mean.state(X, wrong, check=False).invalid == 2
+
+
+def test_a_nan_prediction_is_not_invalid():
+    for loss in (mean, probabilities):
+        assert np.isnan(loss(np.float32([0.5, np.nan, 0.5]), Y, check=True))
+
+
+def test_what_is_not_counted_is_never_invalid():
+    wrong = np.float32([1.0, 7.0, 1.0])
+    counted = np.array([True, False, True])
+    assert mean(X, wrong, mask=counted) == mean(X[counted], Y[counted])
+    assert logits(ignore_index=7)(X, wrong) == mean(X[counted], Y[counted])
+    assert logits(ignore_index=np.nan)(X, np.float32([1.0, np.nan, 1.0])) == mean(X[counted], Y[counted])
+    both = np.float32([9.0, 7.0, 1.0])
+    refused(lambda: logits(ignore_index=7)(X, both), InvalidValueError, "targets[0] is 9.0")
+
+
+def zeros(shape, **values):
+    array = np.zeros(shape, np.float32)
+    for place, value in values.items():
+        array.reshape(-1)[int(place[1:])] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (zeros((), _0=3), "targets is 3.0:"),
+        (zeros((2, 3), _4=5, _5=6), "targets[1, 1] is 5.0 (2 elements are invalid)"),
+        (zeros((2, 2, 2), _6=-2), "targets[1, 1, 0] is -2.0:"),
+        (zeros(2**20 + 20, _1048583=-2, _1048585=4), "targets[1048583] is -2.0 (2 elements are invalid)"),
+        (zeros((3, 2**19 + 1), _1048583=7), "targets[2, 5] is 7.0:"),
+        (zeros((2, 2**20 + 1), _1048578=7), "targets[1, 1] is 7.0:"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value.shape),
+)
+def test_the_first_invalid_element_is_named(targets, message):
+    refused(lambda: mean(np.zeros_like(targets), targets), InvalidValueError, message)
+
+
+def test_the_first_invalid_element_is_named_in_any_layout_and_type():
+    targets = zeros((3, 2), _3=7)
+    refused(lambda: mean(np.zeros((2, 3), np.float32), targets.T), InvalidValueError, "targets[1, 1] is 7.0:")
+    refused(lambda: mean(X, zeros(3, _2=7)[::-1]), InvalidValueError, "targets[0] is 7.0:")
+    narrow = zeros(3, _1=7).astype(ml_dtypes.bfloat16)
+    refused(lambda: mean(X.astype(ml_dtypes.bfloat16), narrow), InvalidValueError, "targets[1] is 7.0:")
+    row = np.float32([1, 1, -1])
+    refused(lambda: mean(X2, Y2, weight=row), InvalidValueError, "weight[0, 2] is -1.0 (2 elements")
+
+
+# Outputs ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_may_take_the_place_of_the_predictions():
+    for loss, given in ((mean, X), (probabilities, np.float32([0.25, 0.5, 0.75]))):
+        value, gradient = loss.value_and_grad(given, Y)
+        place = given.copy()
+        again, written = loss.value_and_grad(place, Y, grad_out=place)
+        assert written is place
+        assert (again, written.tobytes()) == (value, gradient.tobytes())
+
+
+def test_predictions_are_judged_before_the_gradient_takes_their_place():
+    place = np.float32([0.25, np.nan, 0.5])
+    assert np.isnan(probabilities.value_and_grad(place, Y, grad_out=place)[0])
+    for method in (probabilities.value_and_grad, probabilities.grad_and_hess):
+        place = np.float32([0.25, 1.5, 0.5])
+        refused(partial(method, place, Y, grad_out=place), InvalidValueError, "probabilities[1] is 1.5:")

@@ -1,0 +1,20 @@
+"""Every tolerance of the tests, each with its reason. Where bits are promised, tests use equality instead."""
+
+ULP_HARD_TARGETS = 2.0
+"""Promise 3: loss, gradient and hessian with hard targets, in units in the last place of the true value."""
+
+RELATIVE = {"float32": 2e-6, "float64": 1e-13}
+"""Any option against the oracle, relative to the sum of the absolute terms: a dozen roundings of 2^-24 or 2^-53, and
+a focal factor that multiplies the error of 1 - p_t by gamma (at most 5 in the tests)."""
+
+TORCH_ABSOLUTE = 1e-11
+"""PyTorch in float64 cancels by this much itself: (1 - y) x - log sigmoid(x) at |x| up to 1e4."""
+
+TORCH_LIMIT_RELATIVE = 1e-8
+"""At p = 0 and 1 PyTorch divides by 1e-12 held in float32, which is 4e-9 off, whatever the type of the tensors."""
+
+SKLEARN_RELATIVE = 1e-9
+"""Figures of the command beside scikit-learn's, on float64 predictions; both are good to about 1e-15."""
+
+SUM_RELATIVE = 2.0**-45
+"""Promise 3: the relative error of a sum of non-negative terms before its last rounding."""
