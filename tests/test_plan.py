@@ -1,0 +1,109 @@
+"""The order of additions (promise 1) and what it is worth (promise 3): kernels against the plan in plain Python, and
+against math.fsum."""
+
+import math
+
+import numpy as np
+import pytest
+
+import gpubce
+from gpubce.spec.plan import PLAN, Plan, first_width, merge_pairs, sum_by_plan, two_sum
+from tests import backends, tolerances
+from tests.backends import replaced
+
+SMALL = backends.SMALL_PLAN
+
+
+def losses_and_sum(logits: np.ndarray, plan: Plan) -> tuple[list[float], tuple[float, float]]:
+    """The elements' losses, and the pair that their sum is."""
+    targets = np.zeros(logits.shape, bool)
+    elements = gpubce.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    with replaced(backends.CpuEngine, plan):
+        state = gpubce.BinaryCrossEntropy(from_logits=True).state(logits, targets)
+    return [float(v) for v in elements], tuple(float(v) for v in state.values[0])
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 1000, 64 * 64 + 1])
+def test_kernels_add_in_the_order_of_the_plan(size, real):
+    logits = np.random.default_rng(size).normal(0, 5, size).astype(real)
+    elements, pair = losses_and_sum(logits, SMALL)
+    assert pair == sum_by_plan(elements, SMALL, compensated=real is np.float64)
+
+
+def test_the_full_plan_is_the_default():
+    logits = np.random.default_rng(0).normal(0, 5, 3 * PLAN.block + 17).astype(np.float32)
+    targets = np.zeros(logits.shape, bool)
+    elements = gpubce.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    state = gpubce.BinaryCrossEntropy(from_logits=True).state(logits, targets)
+    assert tuple(state.values[0]) == sum_by_plan([float(v) for v in elements])
+
+
+def test_runs_along_axes_add_one_after_the_other():
+    logits = np.random.default_rng(1).normal(0, 5, (29, 3)).astype(np.float32)
+    targets = np.zeros(logits.shape, bool)
+    elements = gpubce.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    with replaced(backends.CpuEngine, SMALL):
+        state = gpubce.BinaryCrossEntropy(from_logits=True, axis=0).state(logits, targets)
+    for label in range(3):
+        runs = []
+        for start in range(0, 29, SMALL.chunk):
+            pair = (0.0, 0.0)
+            for value in elements[start : start + SMALL.chunk, label]:
+                pair = merge_pairs(*pair, float(value), 0.0)
+            runs.append(pair)
+        total = runs[0] if len(runs) == 1 else _merge_by_plan(runs)
+        assert tuple(state.values[0, :, label]) == total
+
+
+def _merge_by_plan(runs):
+    """A block of pairs that has no more elements than lanes: the halving tree alone."""
+    lanes = runs + [(0.0, 0.0)] * (SMALL.lanes - len(runs))
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = [merge_pairs(*lanes[k], *lanes[k + half]) for k in range(half)]
+    return lanes[0]
+
+
+def hard_sums() -> dict[str, np.ndarray]:
+    """Logits whose losses are hard to add."""
+    rng = np.random.default_rng(5)
+    spread = np.concatenate([-rng.uniform(0, 20, 200_000), rng.uniform(0, 1000, 1000)])
+    one_huge = np.full(200_000, -15.0)
+    one_huge[77_777] = 1e30
+    return {
+        "equal": np.full(10**6, 0.1),
+        "spread over 30 binades": rng.permutation(spread),
+        "one huge among many tiny": one_huge,
+        "all zero": np.full(100_000, -np.inf),
+        "subnormal": np.full(100_000, -87.3),
+    }
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("name", hard_sums())
+def test_sums_are_good_to_2_to_the_minus_45(name, real):
+    logits = hard_sums()[name].astype(real)
+    elements, (hi, lo) = losses_and_sum(logits, PLAN)
+    exact = math.fsum(elements)
+    assert abs((hi - exact) + lo) <= tolerances.SUM_RELATIVE * exact
+    mean = gpubce.binary_cross_entropy_with_logits(logits, np.zeros(logits.shape, bool))
+    quotient = exact / len(elements)
+    rounded = [real(quotient * (1 + sign * tolerances.SUM_RELATIVE)) for sign in (-1, 1)]
+    assert rounded[0] <= mean <= rounded[1]
+    if real is np.float32 and rounded[0] == rounded[1]:
+        assert mean == np.float32(quotient)
+
+
+def test_two_sum_is_exact():
+    rng = np.random.default_rng(2)
+    for a, b in rng.normal(size=(200, 2)) * 10.0 ** rng.integers(-20, 20, (200, 2)):
+        total, error = two_sum(float(a), float(b))
+        assert math.fsum([total, error, -a, -b]) == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 31, 32])
+def test_a_narrower_tree_skips_only_zeros(count):
+    width = first_width(32, count)
+    assert width == 0 or width < count
+    assert 2 * width >= min(count, 32) or (width == 0 and count == 1)
