@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -208,6 +208,8 @@ def test_integers_and_bools_are_predictions_too(run, tmp_path):
     for kind in (np.int32, np.bool_):
         path = write(tmp_path / "a.npz", prediction=np.array([0, 1, 1], kind), target=[0, 1, 0])
         assert run(path)["figures"]["loss"] == pytest.approx(100 / 3)
+    path = write(tmp_path / "a.npz", prediction=np.array([2_000_001, 3]), target=[0, 1])
+    assert run(path, "--logits")["figures"]["loss"] == pytest.approx((2_000_001 + np.log1p(np.exp(-3))) / 2, rel=1e-12)
 
 
 def test_floor_none_is_exact_and_json_has_no_infinity(run, tmp_path):
@@ -335,7 +337,7 @@ def test_help_and_version(arguments, beginning, capsys):
 class Bar:
     """Stands in for tqdm."""
 
-    made: list[Bar] = []
+    made: ClassVar[list[Bar]] = []
 
     def __init__(self, **options):
         self.options, self.done = options, 0
@@ -639,7 +641,9 @@ def test_logits_may_be_any_number(run, tmp_path):
 
 def process(*arguments: object, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "error", "-m", "gpubce", *map(str, arguments)]
-    return subprocess.run(command, text=True, **{"capture_output": True, **options})
+    # Buffered as usual: output that is still held at the end must not fail outside of main.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(command, text=True, **{"capture_output": True, "env": environment, **options})
 
 
 def test_module_runs(folder):

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import cache, partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def whole_figures() -> dict:
 
 def pieces(cuts):
     edges = [0, *sorted(cuts), 300]
-    return [tuple(array[a:b] for array in WHOLE) for a, b in zip(edges, edges[1:], strict=False)]
+    return [tuple(array[a:b] for array in WHOLE) for a, b in pairwise(edges)]
 
 
 @settings(max_examples=20, deadline=None)
