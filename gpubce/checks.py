@@ -56,7 +56,10 @@ def real(name: str, value: Any) -> float:
     """A real number."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise OptionError(f"{name}={value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise OptionError(f"{name} is an integer that no floating-point type can hold") from None
 
 
 def numbers(name: str, value: Any) -> tuple[float, ...]:

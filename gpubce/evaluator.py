@@ -66,23 +66,23 @@ class Report:
             figures["labels"] = [label.as_dict() for label in self.labels]
         return figures
 
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """(what, how much) for each line of a table."""
-        yield "loss", f"{self.loss:.9g} nats"
-        yield "", f"{self.loss_bits:.9g} bits"
-        yield "normalized entropy", f"{self.normalized_entropy:.6g}"
-        yield "base rate", f"{self.base_rate:.6g}"
-        yield "mean prediction", f"{self.mean_prediction:.6g}"
-        yield "calibration ratio", f"{self.calibration_ratio:.6g}"
-        yield "Brier score", f"{self.brier_score:.6g}"
-        yield "elements", f"{self.count:,}"
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """(what, how much, unit) for each line of a table."""
+        yield "loss", f"{self.loss:.9g}", "nats"
+        yield "", f"{self.loss_bits:.9g}", "bits"
+        yield "normalized entropy", f"{self.normalized_entropy:.6g}", ""
+        yield "base rate", f"{self.base_rate:.6g}", ""
+        yield "mean prediction", f"{self.mean_prediction:.6g}", ""
+        yield "calibration ratio", f"{self.calibration_ratio:.6g}", ""
+        yield "Brier score", f"{self.brier_score:.6g}", ""
+        yield "elements", f"{self.count:,}", ""
         if self.weight != self.count:
-            yield "sum of weights", f"{self.weight:.9g}"
+            yield "sum of weights", f"{self.weight:.9g}", ""
         if self.invalid:
-            yield "invalid elements", f"{self.invalid:,}"
+            yield "invalid elements", f"{self.invalid:,}", ""
 
     def __str__(self) -> str:
-        lines = [f"{what:<20}{much:>24}" for what, much in self.rows()]
+        lines = [f"{what:<20}{much:>16} {unit}".rstrip() for what, much, unit in self.rows()]
         if self.labels:
             lines += ["", f"{'label':>8}{'loss (nats)':>16}{'norm. entropy':>16}{'base rate':>12}{'calibration':>13}"]
             lines += [

@@ -411,9 +411,7 @@ def binary_cross_entropy(
     0.7075187496394219
     """
     loss = _from_options(False, options)
-    return loss(
-        probabilities, targets, weight=weight, mask=mask, out=out, device=device, stream=stream, check=check
-    )
+    return loss(probabilities, targets, weight=weight, mask=mask, out=out, device=device, stream=stream, check=check)
 
 
 def binary_cross_entropy_with_logits(

@@ -94,7 +94,9 @@ def test_states_of_parts_merge_to_the_whole(batch, cuts):
     x, y, *_ = batch
     parts = [mean.state(*part) for part in zip(np.split(x, sorted(cuts)), np.split(y, sorted(cuts)), strict=True)]
     for ordered in (parts, parts[::-1]):
-        close(SUM)(mean.finish(sum(ordered[1:], ordered[0])), mean(x, y))
+        merged = sum(ordered[1:], ordered[0])
+        close(SUM)(mean.finish(merged), mean(x, y))
+        assert (merged.elements, merged.rows, merged.count) == (x.size, x.size, x.size)
 
 
 # Weights, masks, ignoring -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from gpubce.spec.precision import ITEMSIZE
 
 @dataclass(frozen=True)
 class Device:
-    """"cpu", or "cuda" with the number of the GPU."""
+    """ "cpu", or "cuda" with the number of the GPU."""
 
     kind: str = "cpu"
     index: int = 0

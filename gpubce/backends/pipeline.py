@@ -58,9 +58,7 @@ def run(job: Job, engine: Engine, allocate: Allocate) -> None:
     size = plan.chunks(job.reduced) if job.kept else plan.blocks(job.elements)
     partials = _destination(job, size, cells, allocate)
     if job.kept:
-        engine.along_axes(
-            key, job.reduced, outputs, addresses, geometry.numbers, parameters, ignored, partials, size
-        )
+        engine.along_axes(key, job.reduced, outputs, addresses, geometry.numbers, parameters, ignored, partials, size)
     else:
         engine.whole(key, job.elements, addresses, geometry.numbers, parameters, ignored, partials, size)
     while sums and size > 1:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 from gpubce.spec import state
 from gpubce.spec.coefficients import COEFFICIENTS
@@ -33,6 +33,7 @@ from gpubce.spec.primitives import (
     select,
     split_exponent,
     storer,
+    subroutine,
 )
 from gpubce.spec.quantities import collector
 from gpubce.spec.recipe import LOGIT, PARAMETERS, Recipe
@@ -46,6 +47,7 @@ def functions(real: str) -> SimpleNamespace:
     """The elementary functions in one type: exp(-a), -log, softplus, sigmoid and what they share."""
     constants = COEFFICIENTS[real]
     number = np.dtype(real).type
+    REAL = getattr(types, real)
     ZERO, ONE, TWO, HALF = number(0), number(1), number(2), number(0.5)
     INFINITY, SMALLEST_NORMAL = number(np.inf), np.finfo(real).tiny
     LARGEST_EXPONENT = number(constants.largest_exponent)
@@ -58,7 +60,9 @@ def functions(real: str) -> SimpleNamespace:
     log1p_unit_tail = polynomial(constants.log1p_unit, real)
     log1p_centred_tail = polynomial(constants.log1p_centred, real)
 
-    @inlined
+    one, two, five = subroutine(REAL), subroutine(types.UniTuple(REAL, 2)), subroutine(types.UniTuple(REAL, 5))
+
+    @one
     def exp_negative(a):
         """exp(-a) for a >= 0; 0 where the result would be subnormal, so a GPU that flushes them agrees.
 
@@ -69,12 +73,12 @@ def functions(real: str) -> SimpleNamespace:
         r = fma(n, -REDUCTION_LOW, fma(n, -REDUCTION_HIGH, -a))
         return select(a > LARGEST_EXPONENT, ZERO, scale_by_low_bits(exp_tail(r), shifted))
 
-    @inlined
+    @one
     def log1p_unit(t):
         """log(1 + t) for 0 <= t <= 1, with no range reduction."""
         return fma(log1p_unit_tail(t), t * t, t)
 
-    @inlined
+    @two
     def minus_log_pair(q, error):
         """-log(q + error) as an unevaluated sum (hi, lo), for 0 <= q <= 1.
 
@@ -92,12 +96,12 @@ def functions(real: str) -> SimpleNamespace:
         zero = q == ZERO
         return select(zero, INFINITY, -high), select(zero | is_nan(q), q, -low)
 
-    @inlined
+    @one
     def minus_log(q, error):
         """-log(q + error), rounded once more than the pair."""
         return minus_log_pair(q, error)[0] + minus_log_pair(q, error)[1]
 
-    @inlined
+    @one
     def power(base, exponent):
         """base^exponent for 0 <= base <= 1 and exponent > 0; 0 where the result would be subnormal.
 
@@ -110,20 +114,20 @@ def functions(real: str) -> SimpleNamespace:
         value = exp_negative(whole)
         return select(whole > LARGEST_EXPONENT, ZERO, fma(-value, rest, value))
 
-    @inlined
+    @one
     def reciprocal(q, error):
         """1 / (q + error) where ``error`` is the rounding error of q; infinite for q = 0."""
         d = ONE / q
         refined = fma(d, fma(-d, error, fma(-q, d, ONE)), d)
         return select(d < INFINITY, refined, d)
 
-    @inlined
+    @one
     def share(numerator, one_plus_t, error, d):
         """numerator / (1 + t), where d is the rounded 1 / (1 + t) and ``error`` the rounding error of 1 + t."""
         q = numerator * d
         return fma(fma(-q, error, fma(-q, one_plus_t, numerator)), d, q)
 
-    @inlined
+    @five
     def logit_branches(x):
         """Of a logit: (-log p, -log(1 - p)), p, 1 - p and p (1 - p)."""
         t = exp_negative(abs(x))
@@ -145,14 +149,14 @@ def functions(real: str) -> SimpleNamespace:
         curvature = fma(fma(-h, r, fma(-h, v, t)), ONE / v, h)
         return minus_log_p, minus_log_q, p, q, curvature
 
-    @inlined
+    @five
     def probability_branches(p):
         """Of a probability: (-log p, -log(1 - p)), 1 - p, 1 / p and 1 / (1 - p)."""
         q = ONE - p
         error = (ONE - q) - p
         return minus_log(p, ZERO), minus_log(q, error), q, reciprocal(p, ZERO), reciprocal(q, error)
 
-    @inlined
+    @one
     def term(factor, value):
         """factor * value, absent where the factor is 0."""
         return select(factor == ZERO, ZERO, product(factor, value))
@@ -209,7 +213,10 @@ def element(recipe: Recipe):
     K_UNIT, K_SCALE = at["unit"], at["scale"]
     collect = collector(recipe.sums)
 
-    @inlined
+    REAL = getattr(types, real)
+    sums = types.UniTuple(types.float64, max(1, len(recipe.sums)))
+
+    @subroutine(types.Tuple((types.UniTuple(REAL, 3), sums)))
     def one_sample(counted, prediction, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored):
         # What is counted, and what is valid. Comparisons are made in the widened type, before any rounding.
         if MASK:
@@ -245,9 +252,7 @@ def element(recipe: Recipe):
             y_negative = fma(ONE - y, parameters[K_KEEP], parameters[K_HALF])
         common = w
         if ALPHA:
-            balance = fma(
-                parameters[K_ALPHA_POSITIVE], y_positive, product(parameters[K_ALPHA_NEGATIVE], y_negative)
-            )
+            balance = fma(parameters[K_ALPHA_POSITIVE], y_positive, product(parameters[K_ALPHA_NEGATIVE], y_negative))
             common = product(w, balance)
         a = product(common, y_positive)
         b = product(common, y_negative)
@@ -320,14 +325,18 @@ def element(recipe: Recipe):
             gradient = select(factor == ZERO, ZERO, product(factor, pull + gradient))
             loss = term(factor, loss)
             # A factor of 0 must not hide an invalid sample or a NaN prediction.
-            loss, gradient, hessian = select(is_nan(a), a, loss), select(is_nan(a), a, gradient), select(is_nan(a), a, hessian)
+            loss, gradient, hessian = (
+                select(is_nan(a), a, loss),
+                select(is_nan(a), a, gradient),
+                select(is_nan(a), a, hessian),
+            )
 
         if CLIP:
             sound = inside | is_nan(a)
             gradient = select(sound, gradient, ZERO)
             hessian = select(sound, hessian, ZERO)
 
-        sums = collect(
+        summed = collect(
             counted,
             valid != True,  # noqa: E712  (`not` branches)
             np.float64(loss),
@@ -349,7 +358,7 @@ def element(recipe: Recipe):
             select(counted, loss, ZERO),
             select(counted, gradient, ZERO),
             select(counted, hessian, ZERO),
-        ), sums
+        ), summed
 
     return one_sample
 
@@ -366,7 +375,9 @@ def settlement(storage: str, makes_scale: bool, divides_by_sum: bool, factor_sto
     @inlined
     def settle_output(o, outputs, states, result, numerator, denominator, divisor, least, grad_scale, unit, factor):
         if divides_by_sum:
-            total = settled(load(states, 2 * denominator * outputs + o), load(states, (2 * denominator + 1) * outputs + o))
+            total = settled(
+                load(states, 2 * denominator * outputs + o), load(states, (2 * denominator + 1) * outputs + o)
+            )
             divisor = least if total < least else total
         if makes_scale:
             if HAS_FACTOR:

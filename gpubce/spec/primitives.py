@@ -8,6 +8,7 @@ more after it; LLVM on a CPU does not. Where a rounded product is added, write :
 wanted, write :func:`fma`.
 """
 
+import inspect
 from functools import lru_cache
 from types import FunctionType
 
@@ -19,7 +20,9 @@ from numba.extending import intrinsic
 from gpubce.spec import plan
 from gpubce.spec.precision import ITEMSIZE, widened
 
-_NUMBA_TYPE = {"float32": types.float32, "float64": types.float64, "int64": types.int64}
+WIDE_TYPES = {"float32": types.float32, "float64": types.float64, "int64": types.int64}
+"""The Numba types in which kernels see stored values."""
+
 _FRACTION_BITS = {32: 23, 64: 52}
 _EXPONENT_BIAS = {32: 127, 64: 1023}
 
@@ -113,10 +116,54 @@ def split_exponent(typingctx, value):
     return types.UniTuple(value, 2)(value), codegen
 
 
+def subroutine(result):
+    """A decorator: the function, compiled once for each target, inlined by LLVM wherever kernels call it.
+
+    ``result`` is the Numba type it returns. Functions made with ``inline="always"`` are copied into their callers
+    before they are compiled, again at each level: for kernels with many options that took 5 s of Python. A plain
+    jitted callee would ask for a device on CUDA. This way asks for nothing: the function is compiled as a part of the
+    intrinsic that calls it.
+    """
+
+    def decorate(function):
+        def definition(typingctx, *argument_types):
+            arguments = tuple(types.unliteral(item) for item in argument_types)
+
+            def codegen(context, builder, signature, values):
+                flags = _flags(context)
+                compiled = context.compile_subroutine(builder, function, signature, flags=flags)
+                return context.call_internal(builder, compiled.fndesc, signature, values)
+
+            return result(*arguments), codegen
+
+        own = inspect.signature(function).parameters.values()
+        context = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        definition.__signature__ = inspect.Signature([context, *own])
+        definition.__name__ = definition.__qualname__ = function.__name__
+        definition.__doc__ = function.__doc__
+        called = intrinsic(definition)
+        called.py_func = function
+        return called
+
+    return decorate
+
+
+def _flags(context):
+    """The flags of the kernel that is being compiled, with division by IEEE 754, and the call inlined."""
+    if _is_cuda(context):
+        from numba.cuda.core.targetconfig import ConfigStack
+    else:
+        from numba.core.targetconfig import ConfigStack
+    flags = ConfigStack.top_or_none().copy()
+    flags.error_model = "numpy"
+    flags.forceinline = True
+    return flags
+
+
 @lru_cache(maxsize=None)
 def polynomial(coefficients, real: str):
-    """An inlined function of one variable: Horner's scheme, one fma a step; coefficients from the constant upwards."""
-    numba_type = _NUMBA_TYPE[real]
+    """An intrinsic of one variable: Horner's scheme, one fma a step; coefficients from the constant upwards."""
+    numba_type = WIDE_TYPES[real]
 
     @intrinsic
     def horner(typingctx, x):
@@ -229,11 +276,11 @@ def _mark_region(context, builder, instruction, region: str) -> None:
 
 @lru_cache(maxsize=None)
 def loader(storage: str, count: int = 1, region: str = "operands"):
-    """An inlined function (address, index) -> the widened element at that index, or a tuple of ``count`` of them.
+    """An intrinsic (address, index) -> the widened element at that index, or a tuple of ``count`` of them.
 
     More than one is a single aligned vector load on CUDA: the address of the first must be a multiple of its size.
     """
-    wide = _NUMBA_TYPE[widened(storage)]
+    wide = WIDE_TYPES[widened(storage)]
     result = wide if count == 1 else types.UniTuple(wide, count)
 
     @intrinsic
@@ -249,14 +296,14 @@ def loader(storage: str, count: int = 1, region: str = "operands"):
 
         return result(types.int64, types.int64), codegen
 
-    return njit(inline="always")(lambda address, index: load(address, index))
+    return load
 
 
 @lru_cache(maxsize=None)
 def storer(storage: str, count: int = 1, region: str = "outputs"):
-    """An inlined function (address, index, value) that rounds to the stored type and writes, or (address, index,
+    """An intrinsic (address, index, value) that rounds to the stored type and writes, or (address, index,
     tuple) for a single aligned vector store of ``count`` elements."""
-    wide = _NUMBA_TYPE[widened(storage)]
+    wide = WIDE_TYPES[widened(storage)]
     given = wide if count == 1 else types.UniTuple(wide, count)
 
     @intrinsic
@@ -276,12 +323,12 @@ def storer(storage: str, count: int = 1, region: str = "outputs"):
 
         return types.void(types.int64, types.int64, given), codegen
 
-    return njit(inline="always")(lambda address, index, value: store(address, index, value))
+    return store
 
 
 @lru_cache(maxsize=None)
 def strided_offset(dimensions: int, slot: int):
-    """An inlined function (index, geometry) -> the byte offset of the element with that index in C order.
+    """A subroutine (index, geometry) -> the byte offset of the element with that index in C order.
 
     ``geometry`` is a tuple of integers: the shape, then the byte strides of one array after the other; ``slot`` counts
     those arrays. The outermost coordinate needs no division.
@@ -289,7 +336,7 @@ def strided_offset(dimensions: int, slot: int):
     innermost = dimensions - 1
     first_stride = dimensions * (1 + slot)
 
-    @njit(inline="always", error_model="numpy")
+    @subroutine(types.int64)
     def offset(index, geometry):
         total = 0
         for back in range(innermost):

@@ -8,44 +8,44 @@ never added. A new quantity is a new row here; no kernel changes.
 
 from functools import lru_cache
 
-from numba import njit
+from numba import types
 
-from gpubce.spec.primitives import product, select
+from gpubce.spec.primitives import product, select, subroutine
 
-inlined = njit(inline="always", error_model="numpy")
+one_number = subroutine(types.float64)
 
 
-@inlined
+@one_number
 def loss(invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
     """The loss with all options."""
     return loss
 
 
-@inlined
+@one_number
 def weight(invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
     """w"""
     return weight
 
 
-@inlined
+@one_number
 def positives(invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
     """w y"""
     return product(weight, target)
 
 
-@inlined
+@one_number
 def predictions(invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
     """w p"""
     return product(weight, probability)
 
 
-@inlined
+@one_number
 def squared_error(invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
     """w (p - y)^2, the Brier score's term"""
     return product(weight, product(probability - target, probability - target))
 
 
-@inlined
+@one_number
 def cross_entropy(invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
     """w (-y log p - (1 - y) log(1 - p)): the plain loss, whatever the options"""
     positive = select(target == 0.0, 0.0, product(target, minus_log_p))
@@ -53,13 +53,13 @@ def cross_entropy(invalid, loss, weight, target, probability, minus_log_p, minus
     return select(weight == 0.0, 0.0, product(weight, positive + negative))
 
 
-@inlined
+@one_number
 def count(invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
     """1"""
     return 1.0
 
 
-@inlined
+@one_number
 def invalid(invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
     """1 where a target, probability or weight is outside of its domain"""
     return select(invalid, 1.0, 0.0)
@@ -73,10 +73,11 @@ QUANTITIES = {
 
 @lru_cache(maxsize=None)
 def collector(names: tuple[str, ...]):
-    """The inlined function (counted, *sample) -> a float64 tuple, one for each name, 0 where not counted."""
+    """The subroutine (counted, *sample) -> a float64 tuple, one for each name, 0 where not counted."""
+    numbers = subroutine(types.UniTuple(types.float64, max(1, len(names))))
     if not names:
 
-        @inlined
+        @numbers
         def nothing(counted, invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
             return (0.0,)
 
@@ -84,7 +85,7 @@ def collector(names: tuple[str, ...]):
     last = QUANTITIES[names[-1]]
     if len(names) == 1:
 
-        @inlined
+        @numbers
         def one(counted, invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
             value = last(invalid, loss, weight, target, probability, minus_log_p, minus_log_q)
             return (select(counted, value, 0.0),)
@@ -92,7 +93,7 @@ def collector(names: tuple[str, ...]):
         return one
     rest = collector(names[:-1])
 
-    @inlined
+    @numbers
     def several(counted, invalid, loss, weight, target, probability, minus_log_p, minus_log_q):
         value = last(invalid, loss, weight, target, probability, minus_log_p, minus_log_q)
         return rest(counted, invalid, loss, weight, target, probability, minus_log_p, minus_log_q) + (

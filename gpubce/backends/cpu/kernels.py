@@ -4,7 +4,7 @@ Everything in memory is an address. ``scratch`` is private to the calling thread
 the high parts of all lanes, then the low parts), then one row of 8-byte cells for each strided array.
 """
 
-from numba import njit
+from numba import njit, types
 
 from gpubce.backends.kernel_key import KernelKey, SettleKey
 from gpubce.spec.elements import element, settlement
@@ -12,12 +12,14 @@ from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import widened
 from gpubce.spec.primitives import (
+    WIDE_TYPES,
     add_to_pair,
     first_width,
     loader,
     merge_pairs,
     storer,
     strided_offset,
+    subroutine,
 )
 from gpubce.spec.recipe import Recipe
 
@@ -32,17 +34,17 @@ def scratch_cells(key: KernelKey) -> int:
     return key.plan.lanes * (2 * max(1, len(key.recipe.sums)) + len(key.layouts))
 
 
-@inlined
+@subroutine(types.void)
 def _no_move(addresses, geometry, start, count, scratch):
     pass
 
 
-@inlined
+@subroutine(types.boolean)
 def _absent(addresses, start, lane, scratch):
     return True
 
 
-@inlined
+@subroutine(types.void)
 def _discard(addresses, start, lane, scratch, value):
     pass
 
@@ -63,7 +65,7 @@ def _reader(key: KernelKey, role: str):
 def _scalar_reader(storage: str, k: int):
     load = loader(storage)
 
-    @inlined
+    @subroutine(WIDE_TYPES[widened(storage)])
     def read_scalar(addresses, start, lane, scratch):
         return load(addresses[k], 0)
 
@@ -73,7 +75,7 @@ def _scalar_reader(storage: str, k: int):
 def _flat_reader(storage: str, k: int):
     load = loader(storage)
 
-    @inlined
+    @subroutine(WIDE_TYPES[widened(storage)])
     def read_flat(addresses, start, lane, scratch):
         return load(addresses[k], start + lane)
 
@@ -88,7 +90,7 @@ def _strided_reader(storage: str, k: int, dimensions: int, slot: int, staging: i
     innermost = dimensions - 1
     step = dimensions * (1 + slot) + innermost
 
-    @inlined
+    @subroutine(types.void)
     def stage(addresses, geometry, start, count, scratch):
         done = 0
         while done < count:
@@ -99,7 +101,7 @@ def _strided_reader(storage: str, k: int, dimensions: int, slot: int, staging: i
                 keep(scratch + staging, done + lane, load(base + lane * geometry[step], 0))
             done += run
 
-    @inlined
+    @subroutine(WIDE_TYPES[widened(storage)])
     def read_staged(addresses, start, lane, scratch):
         return recall(scratch + staging, lane)
 
@@ -119,7 +121,7 @@ def _writer(key: KernelKey, role: str):
 def _flat_writer(storage: str, k: int):
     store = storer(storage)
 
-    @inlined
+    @subroutine(types.void)
     def write_flat(addresses, start, lane, scratch, value):
         store(addresses[k], start + lane, value)
 
@@ -132,11 +134,11 @@ def _strided_writer(recipe: Recipe, k: int, dimensions: int, slot: int, staging:
     recall = loader(recipe.compute, region="scratch")
     offset = strided_offset(dimensions, slot)
 
-    @inlined
+    @subroutine(types.void)
     def write_staged(addresses, start, lane, scratch, value):
         keep(scratch + staging, lane, value)
 
-    @inlined
+    @subroutine(types.void)
     def unstage(addresses, geometry, start, count, scratch):
         for lane in range(count):
             store(addresses[k] + offset(start + lane, geometry), 0, recall(scratch + staging, lane))
@@ -208,7 +210,7 @@ def _tree(lanes: int, compensated: bool):
     """The inlined halving tree over the lanes at ``cell`` (high parts, then low parts), from ``width`` on."""
     low = 8 * lanes
 
-    @inlined
+    @subroutine(types.void)
     def tree(cell, width):
         while width > 0:
             for lane in range(width):
@@ -228,7 +230,7 @@ def _tree(lanes: int, compensated: bool):
     return tree
 
 
-@inlined
+@subroutine(types.void)
 def _clear(scratch, cells):
     for cell in range(cells):
         store_real(scratch, cell, 0.0)

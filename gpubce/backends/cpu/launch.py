@@ -42,9 +42,7 @@ class CpuEngine:
 
         def work(first, last):
             memory = compiled.scratch(cells)
-            kernel(
-                first, last, elements, addresses, geometry, parameters, ignored, memory.ctypes.data, partials, count
-            )
+            kernel(first, last, elements, addresses, geometry, parameters, ignored, memory.ctypes.data, partials, count)
 
         self._share(work, key.plan.blocks(elements), elements)
 

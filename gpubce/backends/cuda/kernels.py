@@ -6,27 +6,41 @@ of any other array they are QUAD single ones, and the order of additions is the 
 
 from functools import lru_cache
 
-from numba import cuda, float64, int64, njit
+from numba import cuda, float64, int64, njit, types
 
 from gpubce.backends.kernel_key import KernelKey, SettleKey
 from gpubce.spec.elements import element, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
+from gpubce.spec.precision import widened
 from gpubce.spec.primitives import (
+    WIDE_TYPES,
     add_to_pair,
     first_width,
     loader,
     merge_pairs,
     storer,
     strided_offset,
+    subroutine,
 )
 
 inlined = njit(inline="always", error_model="numpy")
 
 QUAD = 4
 
-load_real = loader("float64")
-store_real = storer("float64")
+_load, _store = loader("float64"), storer("float64")
+
+
+@inlined
+def load_real(address, index):
+    """A float64; kernels call a function, because the simulator runs their bodies in Python."""
+    return _load(address, index)
+
+
+@inlined
+def store_real(address, index, value):
+    """Write a float64."""
+    _store(address, index, value)
 
 
 def threads(plan: Plan) -> int:
@@ -34,12 +48,12 @@ def threads(plan: Plan) -> int:
     return plan.lanes // QUAD
 
 
-@inlined
+@subroutine(types.UniTuple(types.boolean, QUAD))
 def _absent(addresses, geometry, index, end):
     return True, True, True, True
 
 
-@inlined
+@subroutine(types.void)
 def _discard(addresses, geometry, index, end, values):
     pass
 
@@ -62,7 +76,7 @@ def _reader(key: KernelKey, role: str):
 def _scalar_reader(storage: str, k: int):
     load = loader(storage)
 
-    @inlined
+    @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
     def read_scalar(addresses, geometry, index, end):
         value = load(addresses[k], 0)
         return value, value, value, value
@@ -75,7 +89,7 @@ def _flat_reader(storage: str, k: int, ALIGNED: bool):
     load = loader(storage)
     load_quad = loader(storage, QUAD)
 
-    @inlined
+    @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
     def read_flat(addresses, geometry, index, end):
         if ALIGNED and index + QUAD <= end:
             return load_quad(addresses[k], index)
@@ -95,7 +109,7 @@ def _strided_reader(storage: str, k: int, dimensions: int, slot: int):
     load = loader(storage)
     offset = strided_offset(dimensions, slot)
 
-    @inlined
+    @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
     def read_strided(addresses, geometry, index, end):
         last = end - 1
         return (
@@ -123,7 +137,7 @@ def _flat_writer(storage: str, k: int, ALIGNED: bool):
     store = storer(storage)
     store_quad = storer(storage, QUAD)
 
-    @inlined
+    @subroutine(types.void)
     def write_flat(addresses, geometry, index, end, values):
         if ALIGNED and index + QUAD <= end:
             store_quad(addresses[k], index, values)
@@ -140,7 +154,7 @@ def _strided_writer(storage: str, k: int, dimensions: int, slot: int):
     store = storer(storage)
     offset = strided_offset(dimensions, slot)
 
-    @inlined
+    @subroutine(types.void)
     def write_strided(addresses, geometry, index, end, values):
         for q in range(QUAD):
             if index + q < end:
@@ -298,9 +312,7 @@ def along_axes(key: KernelKey):
                     lo[cell] = 0.0
                 quad(r * outputs + left, (r + 1) * outputs, addresses, geometry, parameters, ignored, hi, lo)
                 for cell in range(cells):
-                    total_hi[cell], total_lo[cell] = merge_pairs(
-                        total_hi[cell], total_lo[cell], hi[cell], lo[cell]
-                    )
+                    total_hi[cell], total_lo[cell] = merge_pairs(total_hi[cell], total_lo[cell], hi[cell], lo[cell])
             for k in range(sums):
                 for q in range(QUAD):
                     if left + q < outputs:

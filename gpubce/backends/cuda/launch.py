@@ -10,6 +10,7 @@ from gpubce.backends.kernel_key import SettleKey
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import Plan
 
+
 @contextlib.contextmanager
 def current_device(index: int) -> Iterator[None]:
     """Make a GPU the current one for Numba."""
@@ -54,9 +55,7 @@ class CudaEngine:
 
     def combine(self, plan: Plan, sums, size, outputs, source, target):
         blocks = plan.blocks(size)
-        self.launch(
-            "combine", plan, sums * blocks * outputs, threads(plan), (size, outputs, source, target, blocks)
-        )
+        self.launch("combine", plan, sums * blocks * outputs, threads(plan), (size, outputs, source, target, blocks))
 
     def settle(self, settlement: Settlement):
         key, arguments = SettleKey.of(settlement)
