@@ -8,6 +8,7 @@ Results are compared before they are timed. All rows use the same number of thre
 import argparse
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import numba
@@ -58,7 +59,7 @@ def compare(elements: int, rounds: int) -> dict:
     with ThreadPoolExecutor(threads) as pool:
 
         def read():
-            parts = zip(edges, edges[1:], strict=False)
+            parts = pairwise(edges)
             return sum(pool.map(lambda part: _read(logits[slice(*part)], targets[slice(*part)]), parts))
 
         return measure.seconds(

@@ -279,10 +279,8 @@ def first_invalid(
     for name, values, rule, remedy in rules:
         if values is None:
             continue
-        if name == "weight":
-            wrong = ~((values >= 0) & np.isfinite(values))
-        else:
-            wrong = ~((values >= 0) & (values <= 1))
+        below = np.isfinite(values) if name == "weight" else values <= 1
+        wrong = ~((values >= 0) & below)
         if name == "probabilities":
             wrong &= ~np.isnan(values)
         wrong &= counted

@@ -24,7 +24,7 @@ from gpubce.spec.geometry import Operand, c_strides
 from gpubce.spec.job import Job, Settlement
 from gpubce.spec.plan import PLAN
 from gpubce.spec.precision import ACCUMULATOR, ITEMSIZE, PRECISIONS
-from gpubce.spec.recipe import PARAMETERS, PROBABILITY, Recipe
+from gpubce.spec.recipe import PARAMETERS, PROBABILITY, ROLES, Recipe
 from gpubce.spec.state import LossState
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ class Session:
         if arguments.mask is not None:
             self._add("mask", "mask", arguments.mask)
             checks.mask_type(self.given["mask"])
-        self.ignore, self.ignored = (None, 0)
+        self.ignore: str | None = None
+        self.ignored: float | int = 0
         if formula.ignore_index is not None:
             self.ignore, self.ignored = checks.ignorable(formula.ignore_index, self.given["target"].storage)
         self.masked = "mask" in self.given or self.ignore is not None
@@ -287,25 +288,24 @@ class Session:
         if scale is None and grad_scale != 1.0:
             features["scaled"] = True
             parameters["scale"] = grad_scale
+        stored: dict[str, Any] = {role: operands[role].storage if role in operands else None for role in ROLES}
+        switched: dict[str, Any] = features
         recipe = Recipe(
             space=formula.space,
             compute=self.compute,
-            **{
-                role: operands[role].storage if role in operands else None
-                for role in ("prediction", "target", "weight", "mask", "pos_weight", "label_weight", "scale")
-            },
+            **stored,
             ignore=self.ignore,
             outputs=tuple(outputs),
             sums=sums,
-            **features,
+            **switched,
         )
-        states = self._new((len(sums), 2, *shape[len(shape) - kept :]), ACCUMULATOR) if sums else (None, None)
+        states, states_at = self._new((len(sums), 2, *shape[len(shape) - kept :]), ACCUMULATOR)
         job = Job(
             recipe,
             shape,
             tuple(operands[role] for role in recipe.roles + recipe.outputs),
             kept,
-            states[1].address if sums else 0,
+            states_at.address,
             parameters,
             self.ignored,
             PLAN,
@@ -313,7 +313,7 @@ class Session:
         from gpubce.backends.pipeline import run
 
         run(job, engine, self._allocate)
-        return states
+        return states, states_at
 
     def _order(self, reduced: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         kept = tuple(axis for axis in range(len(self.shape)) if axis not in reduced)
@@ -490,7 +490,7 @@ def state(formula: Formula, reduction: Reduction, arguments: Arguments, sums: tu
     reduced = _reduced_axes(session, reduction)
     names = tuple(dict.fromkeys(("loss", *state_sums(reduction), "count", "invalid", *sums)))
     with session.engine() as engine:
-        values, buffer = session.run(engine, names, reduced)
+        values, _ = session.run(engine, names, reduced)
         session.refuse_invalid(engine, names, values)
     if session.moved:
         values = session.memory.to_host(values)
@@ -563,9 +563,9 @@ def _value_pass(
     if reduction.kind == "none":
         array, where = session.result(session.shape, session.storage, out, "out")
         _separate_outputs(out, where, outputs)
-        sums = ("loss",) if session.checked else ()
-        states, _ = session.run(engine, sums, reduced, {"loss": where, **outputs}, scale, grad_scale)
-        session.refuse_invalid(engine, sums, states)
+        noticed = ("loss",) if session.checked else ()
+        states, _ = session.run(engine, noticed, reduced, {"loss": where, **outputs}, scale, grad_scale)
+        session.refuse_invalid(engine, noticed, states)
         return array
     shape = tuple(length for axis, length in enumerate(session.shape) if axis not in reduced)
     storage = reduction.dtype or PRECISIONS[session.storage].reduced
@@ -573,7 +573,7 @@ def _value_pass(
     checks.one_piece("out", where)
     _separate_outputs(out, where, outputs)
     name, divisor, least = session.denominator(reduction, reduced)
-    sums = ("loss",) if name is None else ("loss", name)
+    sums: tuple[str, ...] = ("loss",) if name is None else ("loss", name)
     if session.checked and not session.on_host:
         sums += ("invalid",)
     states, buffer = session.run(engine, sums, reduced, outputs, scale, grad_scale)

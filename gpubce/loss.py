@@ -131,7 +131,7 @@ class BinaryCrossEntropy:
     gamma: float = 0.0
     alpha: float | None = None
     ignore_index: float | int | None = None
-    log_floor: float | None | Unset = UNSET
+    log_floor: float | Unset | None = UNSET
     eps: float | None = None
     base: float | None = None
     dtype: Any = None

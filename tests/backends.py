@@ -73,7 +73,6 @@ class PtxEngine(CudaEngine):
         self.memory = Memory()
         self.owners: list[np.ndarray] = []
         self.known: set[int] = set()
-        self.steps = 0
 
     def touch(self, array):
         buffer = _buffer(array)
@@ -91,8 +90,8 @@ class PtxEngine(CudaEngine):
         if grid == 0:
             return
         flat = [item for entry in arguments for item in (entry if isinstance(entry, tuple) else (entry,))]
-        kernel = compiled_ptx(kind, key, self.compute_capability)
-        self.steps += launch(kernel, self.memory, grid, team, [item.item() if hasattr(item, "item") else item for item in flat]).steps
+        numbers = [item.item() if hasattr(item, "item") else item for item in flat]
+        launch(compiled_ptx(kind, key, self.compute_capability), self.memory, grid, team, numbers)
 
 
 _buffer = host_arrays.buffer

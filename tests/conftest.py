@@ -1,4 +1,6 @@
-"""Where there is no GPU, tests marked ``gpu`` are skipped with the reason; under --require-gpu nothing may be skipped."""
+"""Where there is no GPU, tests marked ``gpu`` are skipped, with the reason.
+
+Under --require-gpu nothing may be skipped."""
 
 import pytest
 

@@ -74,21 +74,18 @@ def identify(case: Case) -> str:
     return f"{case.input_type}-{case.seed}"
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.emulated) for name in ("ptx", "simulator")])
-def slow_backend(request):
-    """The two that execute thread after thread, on the shrunken plan."""
-    return getattr(backends, request.param)
+def assert_all_agree(case: Case) -> None:
+    """One thread, two threads, the compiled PTX and the simulator, on the shrunken plan."""
+    expected = backends.cpu(case, backends.SMALL_PLAN, threads=1)
+    assert differences(expected, backends.cpu(case, backends.SMALL_PLAN, threads=2)) == []
+    assert differences(expected, backends.ptx(case)) == []
+    assert differences(expected, backends.simulator(case)) == []
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("case", COVERING, ids=identify)
-def test_threads_do_not_change_a_bit(case):
-    assert differences(backends.cpu(case, threads=1), backends.cpu(case, threads=2)) == []
-
-
-@pytest.mark.parametrize("case", COVERING, ids=identify)
-def test_backends_agree(case, slow_backend):
-    expected = backends.cpu(case, backends.SMALL_PLAN)
-    assert differences(expected, slow_backend(case)) == []
+def test_backends_agree(case):
+    assert_all_agree(case)
 
 
 @pytest.mark.gpu
@@ -124,10 +121,10 @@ MORE = [
 """What the factors leave out: rows, several axes, floors of logits, NaN as the ignored value, many axes, nothing."""
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("case", MORE, ids=lambda case: f"{case.input_type}-{case.shape}-{len(case.options)}")
-def test_backends_agree_on_more(case, slow_backend):
-    expected = backends.cpu(case, backends.SMALL_PLAN)
-    assert differences(expected, slow_backend(case)) == []
+def test_backends_agree_on_more(case):
+    assert_all_agree(case)
 
 
 FULL = [
@@ -141,6 +138,7 @@ FULL = [
 @pytest.mark.emulated
 @pytest.mark.parametrize("case", FULL, ids=lambda case: f"{case.input_type}-{case.shape}")
 def test_ptx_agrees_on_the_full_plan(case):
+    assert differences(backends.cpu(case, PLAN, threads=1), backends.cpu(case, PLAN, threads=3)) == []
     assert differences(backends.cpu(case, PLAN), backends.ptx(case, PLAN)) == []
 
 

@@ -28,7 +28,9 @@ KERNELS = {
     "loss": key(),
     "loss and gradient": key(outputs=("gradient",)),
     "bytes": key(prediction="bfloat16", target="uint8", outputs=("gradient",)),
-    "float64": key(compute="float64", prediction="float64", outputs=("gradient", "hessian"), sums=("loss", "positives")),
+    "float64": key(
+        compute="float64", prediction="float64", outputs=("gradient", "hessian"), sums=("loss", "positives")
+    ),
     "focal": key(gamma=True, smoothing=True, weight="float32", outputs=("gradient", "hessian")),
     "probability": key(space=PROBABILITY, floor=True, outputs=("gradient", "hessian"), sums=("loss", "squared_error")),
 }

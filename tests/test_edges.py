@@ -18,7 +18,10 @@ def test_edge_table(edge, input_type):
     prediction, target = np.full(3, edge.prediction, real), np.full(3, edge.target, real)
     gradient, hessian = loss.grad_and_hess(prediction, target)
     with np.errstate(over="ignore"):
-        expected = [np.float32(v).astype(real) if input_type != "float64" else v for v in (edge.loss, edge.gradient, edge.hessian)]
+        expected = [
+            np.float32(v).astype(real) if input_type != "float64" else v
+            for v in (edge.loss, edge.gradient, edge.hessian)
+        ]
     if input_type == "float64" and edge.log_floor is not None:
         assert float(hessian[0]) == pytest.approx(expected[2], rel=1e-15)
     else:

@@ -241,8 +241,15 @@ def test_what_is_not_counted_is_never_invalid():
     assert mean(X, wrong, mask=counted) == mean(X[counted], Y[counted])
     assert logits(ignore_index=7)(X, wrong) == mean(X[counted], Y[counted])
     assert logits(ignore_index=np.nan)(X, np.float32([1.0, np.nan, 1.0])) == mean(X[counted], Y[counted])
-    both = np.float32([9.0, 7.0, 1.0])
-    refused(lambda: logits(ignore_index=7)(X, both), InvalidValueError, "targets[0] is 9.0")
+
+
+def test_the_element_that_is_named_is_invalid_itself():
+    both, hidden = np.float32([7.0, 9.0, 1.0]), np.array([False, True, True])
+    refused(lambda: mean(X, both, mask=hidden), InvalidValueError, "targets[1] is 9.0:")
+    refused(lambda: logits(ignore_index=7)(X, both), InvalidValueError, "targets[1] is 9.0:")
+    unknown = np.float32([np.nan, 9.0, 1.0])
+    refused(lambda: logits(ignore_index=np.nan)(X, unknown), InvalidValueError, "targets[1] is 9.0:")
+    refused(lambda: probabilities(np.float32([np.nan, 1.5, 0.5]), Y), InvalidValueError, "probabilities[1] is 1.5:")
 
 
 def zeros(shape, **values):

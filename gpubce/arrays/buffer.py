@@ -72,5 +72,5 @@ def as_numpy(buffer: Buffer) -> np.ndarray:
     """The memory of a host buffer as a NumPy view; bfloat16 as its bits in uint16."""
     dtype = np.dtype("uint16" if buffer.storage == "bfloat16" else buffer.storage)
     low, high = buffer.extent
-    memory = (ctypes.c_char * (high - low)).from_address(low)
+    memory: Any = (ctypes.c_char * (high - low)).from_address(low)
     return np.ndarray(buffer.shape, dtype, memory, buffer.address - low, buffer.strides)

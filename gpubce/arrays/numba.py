@@ -11,10 +11,13 @@ from gpubce.arrays.interface import from_cuda_array_interface
 
 NAME = "Numba"
 
+simulated = getattr(cuda.config, "ENABLE_CUDASIM", False)
+"""Whether device memory is host memory."""
+
 
 def buffer(array: Any) -> Buffer:
     """Where the array is."""
-    if cuda.config.ENABLE_CUDASIM:
+    if simulated:
         memory = array._ary
         return Buffer(memory.ctypes.data, memory.dtype.name, memory.shape, memory.strides, Device("cuda"), array)
     return from_cuda_array_interface(array, Device("cuda", cuda.get_current_device().id))

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ _BY_PACKAGE = {
 _HOST_VALUES = (list, tuple, int, float)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module_for(kind: type) -> str | None:
     """The look-up follows the bases, so a subclass of torch.Tensor is PyTorch's."""
     if issubclass(kind, _HOST_VALUES):
@@ -52,7 +52,8 @@ def _module_for(kind: type) -> str | None:
 
 def library_of(array: Any, argument: str) -> Library:
     """The module that knows this array; ``argument`` names it in the error."""
-    module = _module_for(type(array))
+    kind: Any = type(array)
+    module = _module_for(kind)
     if module is None:
         raise ArrayError(
             f"{argument} is a {type(array).__module__}.{type(array).__qualname__}, which is not an array: pass a "

@@ -7,7 +7,7 @@ specification changes.
 
 import hashlib
 import logging
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from numba.core.caching import IndexDataCacheFile
@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 logger = logging.getLogger("gpubce")
 
 
-@lru_cache(maxsize=None)
+@cache
 def specification_hash() -> str:
     """The hash of every source file that decides what a kernel does."""
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ Logits share t = exp(-|x|):  -log p = max(-x, 0) + log1p(t),  -log(1 - p) = max(
 Everything is built from the operations of :mod:`gpubce.spec.primitives`, in the type named ``real``.
 """
 
-from functools import lru_cache
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,7 +42,7 @@ inlined = njit(inline="always", error_model="numpy")
 settled, mean, derivative_scale = inlined(state.settled), inlined(state.mean), inlined(state.derivative_scale)
 
 
-@lru_cache(maxsize=None)
+@cache
 def functions(real: str) -> SimpleNamespace:
     """The elementary functions in one type: exp(-a), -log, softplus, sigmoid and what they share."""
     constants = COEFFICIENTS[real]
@@ -174,7 +174,7 @@ def functions(real: str) -> SimpleNamespace:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def element(recipe: Recipe):
     """The inlined function of one sample that a kernel calls.
 
@@ -363,7 +363,7 @@ def element(recipe: Recipe):
     return one_sample
 
 
-@lru_cache(maxsize=None)
+@cache
 def settlement(storage: str, makes_scale: bool, divides_by_sum: bool, factor_storage: str | None):
     """The inlined function that turns the sums of output ``o`` into a value or a scale; see job.Settlement."""
     load = loader("float64")

@@ -9,7 +9,7 @@ wanted, write :func:`fma`.
 """
 
 import inspect
-from functools import lru_cache
+from functools import cache
 from types import FunctionType
 
 import numpy as np
@@ -160,7 +160,7 @@ def _flags(context):
     return flags
 
 
-@lru_cache(maxsize=None)
+@cache
 def polynomial(coefficients, real: str):
     """An intrinsic of one variable: Horner's scheme, one fma a step; coefficients from the constant upwards."""
     numba_type = WIDE_TYPES[real]
@@ -274,7 +274,7 @@ def _mark_region(context, builder, instruction, region: str) -> None:
     instruction.set_metadata("noalias", module.add_metadata(others))
 
 
-@lru_cache(maxsize=None)
+@cache
 def loader(storage: str, count: int = 1, region: str = "operands"):
     """An intrinsic (address, index) -> the widened element at that index, or a tuple of ``count`` of them.
 
@@ -299,7 +299,7 @@ def loader(storage: str, count: int = 1, region: str = "operands"):
     return load
 
 
-@lru_cache(maxsize=None)
+@cache
 def storer(storage: str, count: int = 1, region: str = "outputs"):
     """An intrinsic (address, index, value) that rounds to the stored type and writes, or (address, index,
     tuple) for a single aligned vector store of ``count`` elements."""
@@ -326,7 +326,7 @@ def storer(storage: str, count: int = 1, region: str = "outputs"):
     return store
 
 
-@lru_cache(maxsize=None)
+@cache
 def strided_offset(dimensions: int, slot: int):
     """A subroutine (index, geometry) -> the byte offset of the element with that index in C order.
 

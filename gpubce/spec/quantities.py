@@ -6,7 +6,7 @@ it, and the unclipped branches -log p and -log(1 - p). All are float64. The valu
 never added. A new quantity is a new row here; no kernel changes.
 """
 
-from functools import lru_cache
+from functools import cache
 
 from numba import types
 
@@ -71,7 +71,7 @@ QUANTITIES = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def collector(names: tuple[str, ...]):
     """The subroutine (counted, *sample) -> a float64 tuple, one for each name, 0 where not counted."""
     numbers = subroutine(types.UniTuple(types.float64, max(1, len(names))))

@@ -435,7 +435,7 @@ def _decode_conversion(opcode: str, flags: Sequence[str], types: Sequence[str]) 
         convert = _float_to_integer(source, target, rounding)
     else:
         narrowing = source[0] != "f" or _bits(source) > _bits(target)
-        if narrowing and "rn" not in flags or (rounding is not None and source != target):
+        if (narrowing and "rn" not in flags) or (rounding is not None and source != target):
             raise PTXError("unsupported rounding")
         integral = rounding or (lambda a: a)
 

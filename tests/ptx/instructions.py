@@ -20,7 +20,28 @@ _SPECIAL = re.compile(
 )
 _SPACES = {"global": "global", "const": "global", "shared": "shared", "local": "local", "param": "param"}
 _MEMORY_MODIFIERS = frozenset(
-    "volatile weak relaxed acquire release acq_rel cta gpu sys nc ca cg cs lu cv wb wt L1 L2 noftz".split()
+    [
+        "volatile",
+        "weak",
+        "relaxed",
+        "acquire",
+        "release",
+        "acq_rel",
+        "cta",
+        "gpu",
+        "sys",
+        "nc",
+        "ca",
+        "cg",
+        "cs",
+        "lu",
+        "cv",
+        "wb",
+        "wt",
+        "L1",
+        "L2",
+        "noftz",
+    ]
 )
 
 

@@ -1,6 +1,6 @@
 """From a kernel key to machine code for this CPU."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import njit
@@ -24,25 +24,25 @@ def _compiled(function, kind: str, key: object, signature: tuple):
     return dispatcher
 
 
-@lru_cache(maxsize=None)
+@cache
 def whole(key: KernelKey):
     """kernels.whole for this key."""
     return _compiled(kernels.whole(key), "whole", key, (_I, _I, _I, *element_arguments(key), _I, _I, _I))
 
 
-@lru_cache(maxsize=None)
+@cache
 def along_axes(key: KernelKey):
     """kernels.along_axes for this key."""
     return _compiled(kernels.along_axes(key), "axes", key, (_I, _I, _I, _I, *element_arguments(key), _I, _I, _I))
 
 
-@lru_cache(maxsize=None)
+@cache
 def combine(plan: Plan):
     """kernels.combine for this plan."""
     return _compiled(kernels.combine(plan), "combine", plan, (_I,) * 8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def settle(key: SettleKey):
     """kernels.settle for this key."""
     return _compiled(kernels.settle(key), "settle", key, SETTLEMENT)

@@ -27,7 +27,7 @@ os.register_at_fork(after_in_child=_pools.clear)
 
 def thread_count() -> int:
     """How many threads a large call uses: NUMBA_NUM_THREADS, else the processors that this process may use."""
-    return numba.config.NUMBA_NUM_THREADS
+    return int(getattr(numba.config, "NUMBA_NUM_THREADS"))  # noqa: B009  (Numba sets it at run time)
 
 
 class CpuEngine:

@@ -1,10 +1,11 @@
 """From a kernel key to machine code for a GPU, or to PTX where there is none."""
 
-from functools import lru_cache
+from functools import cache
 
 from numba import cuda, types
 
 from gpubce.backends.cuda import kernels
+from gpubce.backends.devices import simulated
 from gpubce.backends.kernel_cache import keep_on_disk, named
 from gpubce.backends.signatures import INDEX as _I
 from gpubce.backends.signatures import SETTLEMENT, element_arguments
@@ -26,11 +27,11 @@ def _function(kind: str, key):
     return named(getattr(kernels, kind)(key), kind, key)
 
 
-@lru_cache(maxsize=None)
+@cache
 def kernel(kind: str, key, device: int):
     """The kernel ``kind`` (a function of :mod:`gpubce.backends.cuda.kernels`) for the current device, whose number
     is ``device``. fastmath stays off: it flushes subnormals and approximates division."""
-    if cuda.config.ENABLE_CUDASIM:
+    if simulated():
         return cuda.jit(_function(kind, key))
     from numba.cuda.dispatcher import CUDACache
 

@@ -4,7 +4,7 @@ Everything in memory is an address, as on a CPU. QUAD elements of an aligned fla
 of any other array they are QUAD single ones, and the order of additions is the same.
 """
 
-from functools import lru_cache
+from functools import cache
 
 from numba import cuda, float64, int64, njit, types
 
@@ -72,7 +72,7 @@ def _reader(key: KernelKey, role: str):
     return _strided_reader(storage, k, key.dimensions, key.slot(role))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _scalar_reader(storage: str, k: int):
     load = loader(storage)
 
@@ -84,7 +84,7 @@ def _scalar_reader(storage: str, k: int):
     return read_scalar
 
 
-@lru_cache(maxsize=None)
+@cache
 def _flat_reader(storage: str, k: int, ALIGNED: bool):
     load = loader(storage)
     load_quad = loader(storage, QUAD)
@@ -104,7 +104,7 @@ def _flat_reader(storage: str, k: int, ALIGNED: bool):
     return read_flat
 
 
-@lru_cache(maxsize=None)
+@cache
 def _strided_reader(storage: str, k: int, dimensions: int, slot: int):
     load = loader(storage)
     offset = strided_offset(dimensions, slot)
@@ -132,7 +132,7 @@ def _writer(key: KernelKey, role: str):
     return _strided_writer(key.recipe.stored, k, key.dimensions, key.slot(role))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _flat_writer(storage: str, k: int, ALIGNED: bool):
     store = storer(storage)
     store_quad = storer(storage, QUAD)
@@ -149,7 +149,7 @@ def _flat_writer(storage: str, k: int, ALIGNED: bool):
     return write_flat
 
 
-@lru_cache(maxsize=None)
+@cache
 def _strided_writer(storage: str, k: int, dimensions: int, slot: int):
     store = storer(storage)
     offset = strided_offset(dimensions, slot)

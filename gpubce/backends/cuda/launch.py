@@ -1,7 +1,9 @@
 """Run a job on a GPU, on a stream. Nothing here waits for the device."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 
 from gpubce.backends.cuda import compile as compiled
 from gpubce.backends.cuda.kernels import QUAD, threads
@@ -68,9 +70,16 @@ class CudaEngine:
 
     def launch(self, kind: str, key, grid: int, team: int, arguments: tuple) -> None:
         """Start one kernel on the stream."""
-        from numba import cuda
+        if grid:
+            _configured(kind, key, self.device, grid, team, self.stream)(*arguments)
 
-        if grid == 0:
-            return
-        stream = 0 if simulated() else cuda.external_stream(self.stream)
-        compiled.kernel(kind, key, self.device)[grid, team, stream](*arguments)
+
+@lru_cache(maxsize=4096)
+def _configured(kind: str, key, device: int, grid: int, team: int, stream: int):
+    """The kernel with its launch geometry. Small grids are no mistake here: the warning about them is for beginners."""
+    from numba import cuda
+
+    kernel = compiled.kernel(kind, key, device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kernel[grid, team, 0 if simulated() else cuda.external_stream(stream)]
