@@ -160,9 +160,9 @@ class Session:
             self._move_inputs()
         if self.place.device.kind == "cuda" and not self.moved:
             _require_gpu(f"{self.name} is on {self.place.device}")
-        self.stream = _stream_handle(arguments.stream)
-        if self.stream is None:
-            self.stream = self.memory.stream(self.place)
+        given = _stream_handle(arguments.stream)
+        self.has_own_stream = given is not None
+        self.stream = self.memory.stream(self.place) if given is None else given
         self._kept_alive: list[Any] = []
         self._copies_back: list[tuple[Buffer, Buffer]] = []
 
@@ -245,8 +245,9 @@ class Session:
             return
         from gpubce.backends.cuda.launch import CudaEngine, current_device
 
-        with current_device(self.place.device.index):
-            yield CudaEngine(self.stream or 0, self.place.device.index)
+        own_stream = self.memory.on_stream(self.place, self.stream) if self.has_own_stream else contextlib.nullcontext()
+        with current_device(self.place.device.index), own_stream:
+            yield CudaEngine(self.stream, self.place.device.index)
 
     def run(
         self,

@@ -1,6 +1,7 @@
 """CuPy arrays."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import cupy
@@ -34,6 +35,11 @@ def stream(like: Buffer) -> int:
     """CuPy's current stream on that device."""
     with cupy.cuda.Device(like.device.index):
         return cupy.cuda.get_current_stream().ptr
+
+
+def on_stream(like: Buffer, handle: int) -> AbstractContextManager[Any]:
+    """New arrays belong to that stream: CuPy's pool gives freed memory to later work of the same stream only."""
+    return cupy.cuda.ExternalStream(handle, like.device.index)
 
 
 def to_host(array: "cupy.ndarray") -> np.ndarray:

@@ -1,6 +1,7 @@
 """Arrays of any other library: through the CUDA array interface on a GPU, through DLPack on a CPU."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -58,6 +59,11 @@ def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> Any:
 def stream(like: Buffer) -> int:
     """CuPy's current stream; the exporting library's own one is not known."""
     return _maker(like).stream(like)
+
+
+def on_stream(like: Buffer, handle: int) -> AbstractContextManager[Any]:
+    """New arrays belong to that stream."""
+    return _maker(like).on_stream(like, handle)
 
 
 def to_host(array: Any) -> np.ndarray:

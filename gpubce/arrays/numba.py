@@ -1,6 +1,7 @@
 """Numba device arrays, and the device memory of calls that bring host arrays to a GPU."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> Any:
 def stream(like: Buffer) -> int:
     """Numba launches on the default stream unless told otherwise."""
     return 0
+
+
+def on_stream(like: Buffer, handle: int) -> AbstractContextManager[Any]:
+    """Numba's memory belongs to no stream: freeing it waits."""
+    return nullcontext()
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """NumPy arrays, with the bfloat16 of ml_dtypes; lists, numbers and whatever else NumPy reads."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,11 @@ def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> np.ndar
 def stream(like: Buffer) -> int:
     """There are no streams on a CPU."""
     return 0
+
+
+def on_stream(like: Buffer, handle: int) -> AbstractContextManager[Any]:
+    """There are no streams on a CPU."""
+    return nullcontext()
 
 
 def to_host(array: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """PyTorch tensors, on the CPU and on CUDA. Tensors are read as data: results carry no autograd graph."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,13 @@ def stream(like: Buffer) -> int:
     if like.device.kind == "cpu":
         return 0
     return torch.cuda.current_stream(like.device.index).cuda_stream
+
+
+def on_stream(like: Buffer, handle: int) -> AbstractContextManager[Any]:
+    """New tensors belong to that stream: PyTorch gives freed memory to later work of the same stream only."""
+    if like.device.kind == "cpu":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.ExternalStream(handle, torch.device("cuda", like.device.index)))
 
 
 def to_host(array: "torch.Tensor") -> np.ndarray:
