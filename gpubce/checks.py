@@ -4,7 +4,7 @@ Each message names the argument, both sides of the disagreement, and the remedy.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -27,6 +27,15 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 # Options ------------------------------------------------------------------------------------------------------------
+
+
+def checking(value: Any) -> bool | None:
+    """Whether to raise on invalid values; None leaves it to the place of the arrays."""
+    if isinstance(value, str) and value == "auto":
+        return None
+    if not isinstance(value, bool | np.bool_):
+        raise OptionError(f"check={value!r} is not one of 'auto', True, False")
+    return bool(value)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
@@ -68,6 +77,8 @@ def numbers(name: str, value: Any) -> tuple[float, ...]:
         value = value.tolist()
     elif hasattr(value, "copy_to_host"):
         value = value.copy_to_host().tolist()
+    if isinstance(value, Mapping | Set):
+        raise OptionError(f"{name}={value!r} is not a sequence of numbers: give them in order")
     values = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     checked = tuple(number(name, item, 0.0, math.inf, "finite and not negative") for item in values)
     if not checked:
@@ -238,7 +249,7 @@ def output(name: str, buffer: Buffer, shape: tuple[int, ...], storage: str) -> N
 
 def one_piece(name: str, buffer: Buffer) -> None:
     """A reduced result is small: it is written as one piece."""
-    if not is_flat(buffer.shape, buffer.strides, ITEMSIZE[buffer.storage]):
+    if buffer.size and not is_flat(buffer.shape, buffer.strides, ITEMSIZE[buffer.storage]):
         raise ArrayError(f"{name} has gaps between its elements: pass a C-contiguous array for a reduced result")
 
 
@@ -286,9 +297,10 @@ def first_invalid(
         wrong &= counted
         if wrong.any():
             place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-            where = ", ".join(str(int(k) + (start if axis == 0 else 0)) for axis, k in enumerate(place))
+            index = ", ".join(str(int(k) + (start if axis == 0 else 0)) for axis, k in enumerate(place))
+            where = f"[{index}]" if index else ""
             others = f" ({count} elements are invalid)" if count > 1 else ""
-            return InvalidValueError(f"{name}[{where}] is {values[place]!s}{others}: {rule}; {remedy}")
+            return InvalidValueError(f"{name}{where} is {values[place]!s}{others}: {rule}; {remedy}")
     return None
 
 

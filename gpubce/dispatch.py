@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from gpubce import checks
 from gpubce.arrays.buffer import Buffer, as_numpy
 from gpubce.arrays.registry import Library, library_of
 from gpubce.backends.devices import Gpu, find_gpus
-from gpubce.errors import DeviceError, InvalidValueError, OptionError
+from gpubce.errors import ArrayError, DeviceError, InvalidValueError, OptionError
 from gpubce.spec.geometry import Operand, c_strides
 from gpubce.spec.job import Job, Settlement
 from gpubce.spec.plan import PLAN
@@ -115,7 +115,7 @@ class Arguments:
     mask: Any = None
     device: str = "auto"
     stream: Any = None
-    check: bool | str = "auto"
+    check: bool | None = None
 
 
 class Session:
@@ -125,7 +125,7 @@ class Session:
         self.formula = formula
         self.name = "probabilities" if formula.space == PROBABILITY else "logits"
         self.library: Library = library_of(arguments.predictions, self.name)
-        self.given: dict[str, Buffer] = {"prediction": self.library.buffer(arguments.predictions)}
+        self.given: dict[str, Buffer] = {"prediction": _buffer(self.library, arguments.predictions, self.name)}
         self.predictions = self.given["prediction"]
         self.storage = checks.prediction_type(self.name, self.predictions)
         self.shape = self.predictions.shape
@@ -145,7 +145,7 @@ class Session:
         self.masked = "mask" in self.given or self.ignore is not None
 
         self.on_host = self.predictions.device.kind == "cpu"
-        self.checked = arguments.check is True or (arguments.check == "auto" and self.on_host)
+        self.checked = self.on_host if arguments.check is None else arguments.check
         self.compute = PRECISIONS[self.storage].compute
         self.moved = self.on_host and _wants_gpu(arguments.device, self.predictions.size)
         if not self.on_host and arguments.device == "cpu":
@@ -163,15 +163,20 @@ class Session:
         given = _stream_handle(arguments.stream)
         self.has_own_stream = given is not None
         self.stream = self.memory.stream(self.place) if given is None else given
+        self.judged_first = False
+        """Whether probabilities are about to be overwritten, and so must be checked before the pass."""
         self._kept_alive: list[Any] = []
         self._copies_back: list[tuple[Buffer, Buffer]] = []
 
     def _add(self, role: str, argument: str, array: Any) -> None:
         if isinstance(array, int | float) and self.library.NAME != "NumPy":
-            array = self.library.from_numbers([float(array)], "float64", self.predictions)
+            storage = "bool" if isinstance(array, bool) else ACCUMULATOR
+            one = self.library.buffer(self.library.from_numbers([array], storage, self.predictions))
+            self.given[role] = replace(one, shape=(), strides=())
+            return
         library = library_of(array, argument)
         checks.same_library(self.name, self.library.NAME, argument, library.NAME)
-        buffer = library.buffer(array)
+        buffer = _buffer(library, array, argument)
         checks.same_device(self.name, self.predictions, argument, buffer)
         self.given[role] = buffer
 
@@ -211,21 +216,24 @@ class Session:
         else:
             library = library_of(out, argument)
             checks.same_library(self.name, self.library.NAME, argument, library.NAME)
-            array, buffer = out, library.buffer(out)
+            array, buffer = out, _buffer(library, out, argument)
             checks.same_device(self.name, self.predictions, argument, buffer)
             checks.output(argument, buffer, shape, storage)
             for role, given in self.given.items():
                 own = role == "prediction"
-                checks.separate(argument, buffer, self.name if own else role, given, own and argument != "out")
+                name = {"prediction": self.name, "target": "targets"}.get(role, role)
+                checks.separate(argument, buffer, name, given, own and argument != "out")
+                if own and self.checked and self.formula.space == PROBABILITY and buffer.overlaps(given):
+                    self.judged_first = True
         if not self.moved:
             return array, buffer
         there = self._new(shape, storage)[1]
         self._copies_back.append((there, buffer))
         return array, there
 
-    def hand_over(self, array: Any) -> Any:
-        """What the caller gets."""
-        return self.library.result(array, self.predictions)
+    def hand_over(self, array: Any, out: Any = None) -> Any:
+        """What the caller gets: ``out`` itself, else the array as its library shows it."""
+        return self.library.result(array, self.predictions) if out is None else out
 
     def bring_back(self) -> None:
         """Copy results to host arrays where the call ran on a GPU for them."""
@@ -353,6 +361,13 @@ class Session:
 
     # Checks ---------------------------------------------------------------------------------------------------------
 
+    def judge_first(self, engine: Engine) -> None:
+        """Look for invalid elements in a pass of its own, where the derivatives take the place of probabilities."""
+        if self.judged_first:
+            states, _ = self.run(engine, ("invalid",), tuple(range(len(self.shape))))
+            self.refuse_invalid(engine, ("invalid",), states)
+            self.checked = False
+
     def refuse_invalid(self, engine: Engine, sums: tuple[str, ...], states: Any) -> None:
         """Raise if there was an invalid element. Waits for the device."""
         if not self.checked or not sums:
@@ -402,6 +417,14 @@ class Session:
         return InvalidValueError(f"{count} elements are invalid")
 
 
+def _buffer(library: Library, array: Any, argument: str) -> Buffer:
+    """Where an array is; what is wrong with it is said with its name."""
+    try:
+        return library.buffer(array)
+    except ArrayError as error:
+        raise ArrayError(f"{argument}: {error}") from None
+
+
 def _readable(buffer: Buffer) -> np.ndarray:
     view = as_numpy(buffer)
     if buffer.storage == "bfloat16":
@@ -443,7 +466,7 @@ def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any
     with session.engine() as engine:
         array = _value_pass(session, engine, reduction, out, {}, None, 1.0)
     session.bring_back()
-    return session.hand_over(array)
+    return session.hand_over(array, out)
 
 
 def value_and_grad(
@@ -458,11 +481,12 @@ def value_and_grad(
     session = Session(formula, arguments)
     with session.engine() as engine:
         gradient, where = session.result(session.shape, session.storage, grad_out, "grad_out")
+        session.judge_first(engine)
         reduced = _reduced_axes(session, reduction)
         scale, number = _derivative_scale(session, engine, reduction, reduced, grad_scale)
         array = _value_pass(session, engine, reduction, out, {"gradient": where}, scale, number)
     session.bring_back()
-    return session.hand_over(array), session.hand_over(gradient)
+    return session.hand_over(array, out), session.hand_over(gradient, grad_out)
 
 
 def grad_and_hess(
@@ -475,6 +499,7 @@ def grad_and_hess(
         hessian, hessian_at = session.result(session.shape, session.storage, hess_out, "hess_out")
         if grad_out is not None and hess_out is not None:
             checks.separate("hess_out", hessian_at, "grad_out", gradient_at)
+        session.judge_first(engine)
         everything = tuple(range(len(session.shape)))
         scale, number = _derivative_scale(session, engine, Reduction("none"), everything, grad_scale)
         sums = session.check_sums()
@@ -482,7 +507,7 @@ def grad_and_hess(
         states, _ = session.run(engine, sums, everything, outputs, scale, number)
         session.refuse_invalid(engine, sums, states)
     session.bring_back()
-    return session.hand_over(gradient), session.hand_over(hessian)
+    return session.hand_over(gradient, grad_out), session.hand_over(hessian, hess_out)
 
 
 def state(formula: Formula, reduction: Reduction, arguments: Arguments, sums: tuple[str, ...] = ()) -> LossState:
@@ -616,7 +641,7 @@ def _derivative_scale(
     else:
         library = library_of(grad_scale, "grad_scale")
         checks.same_library(session.name, session.library.NAME, "grad_scale", library.NAME)
-        factor = library.buffer(grad_scale)
+        factor = _buffer(library, grad_scale, "grad_scale")
         checks.same_device(session.name, session.predictions, "grad_scale", factor)
         checks.one_number("grad_scale", factor)
         if session.on_host:

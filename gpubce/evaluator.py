@@ -199,6 +199,8 @@ class Evaluator:
 
     def _figures(self, state: LossState) -> Report:
         total = {name: float(state.total(name)) for name in state.sums}
+        if total["invalid"]:
+            total |= dict.fromkeys(SUMS, math.nan)
         weight, positives = total["weight"], total["positives"]
         loss = float(self.loss.finish(state))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -240,9 +242,18 @@ class Evaluator:
         if saved["options"] != repr(self):
             raise StateError(f"the saved state is of {saved['options']}, this is {self!r}: use the same options")
         state = saved["state"]
-        self._state = state and LossState(
-            tuple(state["sums"]), np.array(state["values"], np.float64), int(state["elements"]), float(state["rows"])
-        )
+        if state is None:
+            self._state = None
+            return
+        try:
+            values = np.array(state["values"], np.float64)
+            loaded = LossState(tuple(state["sums"]), values, int(state["elements"]), float(state["rows"]))
+            sound = values.shape[:2] == (len(loaded.sums), 2) and values.ndim == 2 + self.per_label
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound or not {"loss", "count", "invalid", *SUMS} <= set(loaded.sums):
+            raise StateError("the saved state is damaged: save it again with state_dict()")
+        self._state = loaded
 
 
 def _split(state: LossState) -> list[LossState]:

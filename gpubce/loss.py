@@ -383,9 +383,7 @@ def _arguments(
     predictions: Any, targets: Any, weight: Any, mask: Any, device: str, stream: Any, check: bool | str
 ) -> dispatch.Arguments:
     checks.choice("device", device, checks.DEVICES)
-    if check not in ("auto", True, False):
-        raise OptionError(f"check={check!r} is not one of 'auto', True, False")
-    return dispatch.Arguments(predictions, targets, weight, mask, device, stream, check)
+    return dispatch.Arguments(predictions, targets, weight, mask, device, stream, checks.checking(check))
 
 
 def binary_cross_entropy(

@@ -19,6 +19,8 @@ def buffer(array: Any) -> Buffer:
             "a NumPy masked array was given, whose mask would be ignored: "
             "pass array.data, and mask=~numpy.ma.getmaskarray(array)"
         )
+    # What NumPy makes of anything else may be a copy: not a place to write to.
+    writable = isinstance(array, np.ndarray) and bool(array.flags.writeable)
     if not isinstance(array, np.ndarray):
         try:
             array = np.asarray(array)
@@ -28,9 +30,7 @@ def buffer(array: Any) -> Buffer:
         raise ArrayError(
             f"the array's bytes are in the other order ({array.dtype.str}): pass array.astype({array.dtype.name!r})"
         )
-    return Buffer(
-        array.ctypes.data, array.dtype.name, array.shape, array.strides, CPU, array, bool(array.flags.writeable)
-    )
+    return Buffer(array.ctypes.data, array.dtype.name, array.shape, array.strides, CPU, array, writable)
 
 
 def dtype(storage: str) -> np.dtype:

@@ -18,6 +18,9 @@ Allocate = Callable[[int], int]
 class Engine(Protocol):
     """What a backend can do. All memory is given by address; nothing waits unless the backend has no other way."""
 
+    loads_vectors: bool
+    """Whether its kernels for aligned arrays differ from those for others."""
+
     def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count) -> None:
         """Work on all elements; leave a pair for each sum and block at partials[sum, :, block]."""
 
@@ -45,7 +48,7 @@ def run(job: Job, engine: Engine, allocate: Allocate) -> None:
         return
     geometry = lay_out(job.shape, job.operands)
     addresses = tuple(operand.address for operand in job.operands) or (0,)
-    aligned = all(
+    aligned = engine.loads_vectors and all(
         layout != FLAT or operand.address % (4 * ITEMSIZE[operand.storage]) == 0
         for layout, operand in zip(geometry.layouts, job.operands, strict=True)
     )

@@ -33,6 +33,8 @@ def thread_count() -> int:
 class CpuEngine:
     """See :class:`gpubce.backends.pipeline.Engine`."""
 
+    loads_vectors = False
+
     def __init__(self, threads: int | None = None):
         self.threads = threads or thread_count()
 

@@ -32,6 +32,8 @@ class CudaEngine:
     team = 128
     """Threads of a thread block where no block of the plan fixes them."""
 
+    loads_vectors = True
+
     def __init__(self, stream: int = 0, device: int = 0):
         self.stream = stream
         self.device = device
