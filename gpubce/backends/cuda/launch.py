@@ -72,7 +72,12 @@ class CudaEngine:
 
     def launch(self, kind: str, key, grid: int, team: int, arguments: tuple) -> None:
         """Start one kernel on the stream."""
-        if grid:
+        if not grid:
+            return
+        if simulated():
+            # A simulated kernel remembers one geometry only, so nothing can be kept.
+            compiled.kernel(kind, key, self.device)[grid, team](*arguments)
+        else:
             _configured(kind, key, self.device, grid, team, self.stream)(*arguments)
 
 
@@ -84,4 +89,4 @@ def _configured(kind: str, key, device: int, grid: int, team: int, stream: int):
     kernel = compiled.kernel(kind, key, device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return kernel[grid, team, 0 if simulated() else cuda.external_stream(stream)]
+        return kernel[grid, team, cuda.external_stream(stream)]
