@@ -161,12 +161,12 @@ def test_the_array_covers_every_pair():
         assert len({(row[one], row[two]) for row in rows}) == [3, 2, 4, 2][one] * [3, 2, 4, 2][two]
 
 
-@pytest.mark.parametrize("plan", [Plan(32, 2, 8), Plan(64, 1, 3), Plan(128, 4, 64)], ids=str)
+@pytest.mark.parametrize("plan", [Plan(32, 2, 8), Plan(64, 1, 3)], ids=str)
 def test_strides_do_not_change_a_bit(plan):
     for axis in (None, 0, -1, (0, 2)):
         options = (("from_logits", True), ("axis", axis))
         results = [
-            backends.cpu(Case(options, shape=(9, 5, 14), layout=layout, methods=METHODS), plan)
+            backends.cpu(Case(options, shape=(9, 5, 14), layout=layout), plan)
             for layout in ("C", "F", "strided", "reversed", "unaligned")
         ]
         for other in results[1:]:
