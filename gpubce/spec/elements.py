@@ -48,7 +48,7 @@ def functions(real: str) -> SimpleNamespace:
     constants = COEFFICIENTS[real]
     number = np.dtype(real).type
     REAL = getattr(types, real)
-    ZERO, ONE, TWO, HALF = number(0), number(1), number(2), number(0.5)
+    ZERO, ONE, TWO = number(0), number(1), number(2)
     INFINITY, SMALLEST_NORMAL = number(np.inf), np.finfo(real).tiny
     LARGEST_EXPONENT = number(constants.largest_exponent)
     MINUS_LOG2_E = number(-constants.log2_e)
@@ -170,13 +170,12 @@ def functions(real: str) -> SimpleNamespace:
         logit_branches=logit_branches,
         probability_branches=probability_branches,
         term=term,
-        half=HALF,
     )
 
 
 @cache
 def element(recipe: Recipe):
-    """The inlined function of one sample that a kernel calls.
+    """The subroutine of one sample that a kernel calls.
 
     It takes (counted, prediction, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored), each of
     the widened type of its role (anything where the recipe has no such role), and gives ((loss, gradient, hessian),

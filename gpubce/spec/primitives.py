@@ -1,7 +1,7 @@
 """The operations from which every element is built: those that IEEE 754 rounds correctly, and bit moves.
 
-They compile unchanged for the CPU and for CUDA, with no device present. That holds for Numba intrinsics and for
-functions compiled with ``inline="always"``; a plain jitted callee would ask for a device.
+They compile unchanged for the CPU and for CUDA, with no device present. That holds for Numba intrinsics, for
+functions made with :func:`subroutine`, and for ``inline="always"``; a plain jitted callee would ask for a device.
 
 The rule that keeps the bits equal: **no multiply feeds an addition**. NVVM fuses such a pair in the PTX and ptxas once
 more after it; LLVM on a CPU does not. Where a rounded product is added, write :func:`product`; where one rounding is
