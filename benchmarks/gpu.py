@@ -131,7 +131,10 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=1 << 28)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--tests", default="", help="what the tests said, for the results file")
     arguments = parser.parse_args()
+    if not gpubce.devices().gpus:
+        raise SystemExit(f"there is nothing to measure: {gpubce.devices().why_no_gpu}")
     times = compare(arguments.elements, arguments.rounds)
     host = break_even(5)
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
@@ -146,6 +149,7 @@ def main() -> None:
     results = {
         "date": date.today().isoformat(),
         "device": name,
+        "tests": arguments.tests,
         "elements": arguments.elements,
         "machine": measure.machine(),
         "seconds": times,
