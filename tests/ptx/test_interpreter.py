@@ -15,6 +15,8 @@ from numba import types
 
 from .interpreter import Kernel, Memory, PTXError, launch
 
+pytestmark = pytest.mark.emulated
+
 DTYPES = {f"{k}{b}": np.dtype(f"{n}{b // 8}") for k, n in (("u", "u"), ("b", "u"), ("s", "i")) for b in (8, 16, 32, 64)}
 DTYPES |= {f"f{b}": np.dtype(f"f{b // 8}") for b in (16, 32, 64)}
 REGISTERS = """
