@@ -1,0 +1,73 @@
+"""The way of arrays to a device and back, where the device is Numba's simulator: in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import numpy as np
+from numba import cuda
+import gpubce
+from gpubce import dispatch
+from gpubce.spec.plan import Plan
+
+dispatch.PLAN = Plan(lanes=32, rows=2, chunk=8)
+rng = np.random.default_rng(0)
+logits, targets = rng.normal(size=(9, 5)).astype(np.float32), rng.random((9, 5)) < 0.4
+weight = rng.random((9, 1))
+loss = gpubce.BinaryCrossEntropy(from_logits=True, pos_weight=(1, 2, 3, 4, 5), denominator="weights")
+assert gpubce.devices().gpus
+
+value, gradient = loss.value_and_grad(logits, targets, weight=weight, device="cpu")
+
+# Host arrays that are sent there: the results come back to the host.
+sent_value, sent = loss.value_and_grad(logits, targets, weight=weight, device="cuda")
+assert isinstance(sent, np.ndarray) and np.array_equal(sent, gradient) and sent_value == value
+own = np.empty_like(logits)
+assert loss.value_and_grad(logits.T.copy().T, targets, weight=weight, device="cuda", grad_out=own)[1] is own
+assert np.array_equal(own, gradient)
+try:
+    loss(logits, targets.astype(np.int8) + 6, device="cuda")
+except gpubce.errors.InvalidValueError as error:
+    assert "targets[0, 0] is" in str(error)
+else:
+    raise SystemExit("an invalid target was not refused")
+
+# Device arrays: the results stay there, an invalid element gives NaN and a count.
+there = [cuda.to_device(array) for array in (logits, targets, weight)]
+there_value, there_gradient = loss.value_and_grad(there[0], there[1], weight=there[2])
+assert hasattr(there_gradient, "copy_to_host")
+assert np.array_equal(there_gradient.copy_to_host(), gradient) and there_value.copy_to_host() == value
+bad = cuda.to_device(np.where(targets, 7, 0).astype(np.int8))
+assert np.isnan(loss(there[0], bad).copy_to_host())
+state = loss.state(there[0], bad)
+assert state.invalid == targets.sum() and state.merge(state).count == 2 * logits.size
+try:
+    loss(there[0], bad, check=True)
+except gpubce.errors.InvalidValueError as error:
+    assert f"{targets.sum()} of 45 elements are invalid" in str(error)
+else:
+    raise SystemExit("check=True did not raise")
+for wrong in ({"device": "cpu"}, {"weight": weight}):
+    try:
+        loss(there[0], there[1], **wrong)
+    except gpubce.errors.GpubceError:
+        continue
+    raise SystemExit(f"{wrong} was not refused")
+evaluator = gpubce.Evaluator(from_logits=True)
+evaluator.update(*there[:2])
+evaluator.update(*there[:2])
+assert evaluator.report().count == 90
+print("passed")
+"""
+
+
+@pytest.mark.emulated
+def test_arrays_go_to_a_device_and_back():
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert run.stdout == "passed\n", run.stderr
