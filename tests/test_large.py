@@ -1,5 +1,7 @@
 """More elements than 32-bit indices reach, without their memory: broadcast views."""
 
+import tracemalloc
+
 import numpy as np
 
 import gpubce
@@ -23,3 +25,16 @@ def test_offsets_of_more_than_2_to_the_31_bytes():
     targets = np.array([[1, 0, 1], [0, 1, 0]])
     loss = gpubce.BinaryCrossEntropy(from_logits=True, reduction="none")
     assert np.array_equal(loss(rows, targets), loss(rows.copy(), targets))
+
+
+def test_extra_memory_is_that_of_the_blocks():
+    """Promise 5: a value and a gradient in place take a few bytes for each block, whatever is masked or strided."""
+    logits = np.random.default_rng(0).normal(size=(2**11, 2**11)).astype(np.float32)
+    targets, mask = logits.T > 0, logits > -2
+    loss = gpubce.BinaryCrossEntropy(from_logits=True, pos_weight=tuple(range(2**11)))
+    loss.value_and_grad(logits.copy(), targets, mask=mask)  # Compiles, which takes memory once.
+    tracemalloc.start()
+    loss.value_and_grad(logits, targets, mask=mask, grad_out=logits)
+    extra = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert extra < logits.nbytes / 16
