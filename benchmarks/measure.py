@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpubce
+
 
 def seconds(functions: dict[str, Callable[[], object]], rounds: int, wait: Callable[[], object] = lambda: None) -> dict:
     """The median time of each function over ``rounds`` turns, after one turn that is not counted."""
@@ -32,8 +34,8 @@ def seconds(functions: dict[str, Callable[[], object]], rounds: int, wait: Calla
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    versions = {}
-    for package in ("gpubce", "numpy", "numba", "numba-cuda", "torch", "cupy-cuda12x", "cupy-cuda13x"):
+    versions = {"gpubce": gpubce.__version__}
+    for package in ("numpy", "numba", "numba-cuda", "torch", "cupy-cuda12x", "cupy-cuda13x"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -105,6 +105,13 @@ class Reduction:
     dtype: str | None = None
 
 
+DENOMINATOR_SUMS = {"elements": "count", "weights": "weight", "positives": "positives"}
+"""The sum that each denominator divides by; "rows" is known from the shape."""
+
+LEAST_POSITIVES = 1.0
+"""What the sum of positives is raised to before anything is divided by it."""
+
+
 @dataclass(frozen=True)
 class Arguments:
     """The arrays of a call, and how to run it."""
@@ -166,6 +173,7 @@ class Session:
         self.judged_first = False
         """Whether probabilities are about to be overwritten, and so must be checked before the pass."""
         self._kept_alive: list[Any] = []
+        self._label_vectors: dict[str, Buffer] = {}
         self._copies_back: list[tuple[Buffer, Buffer]] = []
 
     def _add(self, role: str, argument: str, array: Any) -> None:
@@ -329,7 +337,9 @@ class Session:
         return (tuple(reduced) + kept if kept else tuple(range(len(self.shape)))), len(kept)
 
     def _label_operand(self, role: str, values: tuple[float, ...], order: tuple[int, ...]) -> Operand:
-        vector = self._vector(values, self.compute)
+        if role not in self._label_vectors:  # A gradient may take two passes; the vector goes to the device once.
+            self._label_vectors[role] = self._vector(values, self.compute)
+        vector = self._label_vectors[role]
         strides = [0] * len(self.shape)
         if len(values) > 1:
             checks.one_per_label(role, values, self.shape, self.formula.label_axis)
@@ -350,13 +360,14 @@ class Session:
         elements = float(math.prod(self.shape[axis] for axis in reduced))
         if reduction.kind != "mean":
             return None, 1.0, 0.0
-        if reduction.denominator == "positives":
-            return "positives", 1.0, 1.0
         if reduction.denominator == "rows":
             return None, self.rows(reduced), 0.0
-        weighted = "weight" in self.given or self.formula.label_weight is not None
-        if reduction.denominator == "weights" and weighted:
-            return "weight", 1.0, 0.0
+        name = DENOMINATOR_SUMS[reduction.denominator]
+        if name == "positives":
+            return name, 1.0, LEAST_POSITIVES
+        if name == "weight" and ("weight" in self.given or self.formula.label_weight is not None):
+            return name, 1.0, 0.0
+        # Counted elements; the shape tells how many, unless something is masked.
         return ("count" if self.masked else None), elements, 0.0
 
     # Checks ---------------------------------------------------------------------------------------------------------
@@ -526,9 +537,9 @@ def state(formula: Formula, reduction: Reduction, arguments: Arguments, sums: tu
 
 def state_sums(reduction: Reduction) -> tuple[str, ...]:
     """The sums that a reduction divides by."""
-    if reduction.kind != "mean":
+    if reduction.kind != "mean" or reduction.denominator not in DENOMINATOR_SUMS:
         return ()
-    return {"weights": ("weight",), "positives": ("positives",)}.get(reduction.denominator, ())
+    return (DENOMINATOR_SUMS[reduction.denominator],)
 
 
 def finish(formula: Formula, reduction: Reduction, finished: LossState) -> Any:
@@ -539,8 +550,8 @@ def finish(formula: Formula, reduction: Reduction, finished: LossState) -> Any:
     name, least = None, 0.0
     divisor = 1.0
     if reduction.kind == "mean":
-        name = {"weights": "weight", "positives": "positives", "elements": "count"}.get(reduction.denominator)
-        least = 1.0 if name == "positives" else 0.0
+        name = DENOMINATOR_SUMS.get(reduction.denominator)
+        least = LEAST_POSITIVES if name == "positives" else 0.0
         divisor = finished.rows
     for needed in ("loss", name):
         if needed is not None and needed not in finished.sums:

@@ -44,7 +44,7 @@ settled, mean, derivative_scale = inlined(state.settled), inlined(state.mean), i
 
 @cache
 def functions(real: str) -> SimpleNamespace:
-    """The elementary functions in one type: exp(-a), -log, softplus, sigmoid and what they share."""
+    """The branches of both spaces in one type, a power and a guarded product, and the exp and log they are made of."""
     constants = COEFFICIENTS[real]
     number = np.dtype(real).type
     REAL = getattr(types, real)
@@ -162,11 +162,7 @@ def functions(real: str) -> SimpleNamespace:
         return select(factor == ZERO, ZERO, product(factor, value))
 
     return SimpleNamespace(
-        exp_negative=exp_negative,
-        log1p_unit=log1p_unit,
-        minus_log=minus_log,
         power=power,
-        reciprocal=reciprocal,
         logit_branches=logit_branches,
         probability_branches=probability_branches,
         term=term,
