@@ -1,6 +1,6 @@
-"""Where there is no GPU, tests marked ``gpu`` are skipped, with the reason.
+"""Where there is no GPU, tests marked ``gpu`` are skipped, with the reason. Under --require-gpu nothing may be skipped.
 
-Under --require-gpu nothing may be skipped."""
+Tests marked ``exhaustive`` are left out unless -m asks for them by name, as ci/exhaustive does."""
 
 import pytest
 
@@ -12,11 +12,15 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    def leave_out(marker):
+        config.hook.pytest_deselected(items=[item for item in items if marker in item.keywords])
+        items[:] = [item for item in items if marker not in item.keywords]
+
+    if "exhaustive" not in config.getoption("-m"):
+        leave_out("exhaustive")
     gpus, reason = find_gpus()
     if gpus or config.getoption("--require-gpu"):
-        elsewhere = [item for item in items if "no_gpu" in item.keywords]
-        config.hook.pytest_deselected(items=elsewhere)
-        items[:] = [item for item in items if "no_gpu" not in item.keywords]
+        leave_out("no_gpu")
         return
     for item in items:
         if "gpu" in item.keywords:
