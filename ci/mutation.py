@@ -1,6 +1,6 @@
 """Mutation testing of the specification, the checks and the dispatch, with cosmic-ray.
 
-    python ci/mutation.py run [MODULE ...]       # every module of TESTS, hours on one processor; goes on where it stopped
+    python ci/mutation.py run [MODULE ...]       # every module of TESTS; goes on where it stopped
     python ci/mutation.py again [MODULE ...]     # the survivors once more, with the tests as they are now
     python ci/mutation.py report                 # the score, and every survivor with its reason, as Markdown
 
@@ -135,6 +135,8 @@ def run(module: str, timeout: float, again: bool) -> None:
     session, tree, settings = place / "session.sqlite", place / "tree", place / "settings.toml"
     place.mkdir(parents=True, exist_ok=True)
     copy_repository(tree)
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.setdefault("NUMBA_CACHE_DIR", str(place / "compiled"))
     if not session.exists():
         tests = " ".join(f"'{test}'" for test in TESTS[module] if (ROOT / test.split("::")[0]).exists())
         command = f"{sys.executable} -m pytest -x -q --tb=line -p no:cacheprovider -p no:xdist {tests}"
@@ -142,13 +144,13 @@ def run(module: str, timeout: float, again: bool) -> None:
             f'[cosmic-ray]\nmodule-path = "{module}"\ntimeout = {timeout}\nexcluded-modules = []\n'
             f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
         )
+        # Without a mutation every test passes, or "killed" would mean nothing.
+        subprocess.run(["cosmic-ray", "baseline", settings], cwd=tree, env=environment, check=True)
         subprocess.run(["cosmic-ray", "init", settings, session], cwd=tree, check=True)
         select(session, (ROOT / module).read_text())
     elif again:
         with sqlite3.connect(session) as database:
             database.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.setdefault("NUMBA_CACHE_DIR", str(place / "compiled"))
     subprocess.run(["cosmic-ray", "exec", settings, session], cwd=tree, env=environment, check=True)
 
 
