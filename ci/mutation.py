@@ -212,7 +212,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "again", "report"])
     parser.add_argument("modules", nargs="*", default=list(TESTS), help="default: all")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one mutant; slower ones are killed")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds until a mutant counts as killed")
     arguments = parser.parse_args()
     if arguments.what == "report":
         sys.exit(report() > 0)
