@@ -11,11 +11,16 @@ survivor that is not listed there makes ``report`` fail.
 
 import argparse
 import ast
+import importlib
 import os
 import shutil
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
 import tomllib
 from pathlib import Path
 
@@ -129,29 +134,64 @@ def folder(module: str) -> Path:
     return STATE / module.replace("/", ".").removesuffix(".py")
 
 
-def run(module: str, timeout: float, again: bool) -> None:
+def run(module: str, timeout: int, again: bool) -> None:
     """Mutate one module."""
     place = folder(module)
     session, tree, settings = place / "session.sqlite", place / "tree", place / "settings.toml"
     place.mkdir(parents=True, exist_ok=True)
     copy_repository(tree)
+    tests = [test for test in TESTS[module] if (tree / test.split("::")[0]).exists()]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.setdefault("NUMBA_CACHE_DIR", str(place / "compiled"))
-    if not session.exists():
-        tests = " ".join(f"'{test}'" for test in TESTS[module] if (ROOT / test.split("::")[0]).exists())
-        command = f"{sys.executable} -m pytest -x -q --tb=line -p no:cacheprovider -p no:xdist {tests}"
-        settings.write_text(
-            f'[cosmic-ray]\nmodule-path = "{module}"\ntimeout = {timeout}\nexcluded-modules = []\n'
-            f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
-        )
-        # Without a mutation every test passes, or "killed" would mean nothing.
-        subprocess.run(["cosmic-ray", "baseline", settings], cwd=tree, env=environment, check=True)
-        subprocess.run(["cosmic-ray", "init", settings, session], cwd=tree, check=True)
-        select(session, (ROOT / module).read_text())
-    elif again:
-        with sqlite3.connect(session) as database:
-            database.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
-    subprocess.run(["cosmic-ray", "exec", settings, session], cwd=tree, env=environment, check=True)
+    door = Path(tempfile.mkdtemp()) / "door"
+    command = [sys.executable, str(Path(__file__).resolve()), "serve", str(door), str(timeout), *tests]
+    with subprocess.Popen(command, cwd=tree, env=environment) as server:
+        try:
+            while not door.exists():
+                time.sleep(0.1)
+            ask = f"{sys.executable} -I -S {Path(__file__).resolve().parent / 'mutation_client.py'} {door}"
+            settings.write_text(
+                f'[cosmic-ray]\nmodule-path = "{module}"\ntimeout = {2.0 * timeout}\nexcluded-modules = []\n'
+                f'test-command = "{ask}"\n[cosmic-ray.distributor]\nname = "local"\n'
+            )
+            if not session.exists():
+                # Without a mutation every test passes, or "killed" would mean nothing.
+                subprocess.run(ask.split(), cwd=tree, check=True)
+                subprocess.run(["cosmic-ray", "init", settings, session], cwd=tree, check=True)
+                select(session, (ROOT / module).read_text())
+            elif again:
+                with sqlite3.connect(session) as database:
+                    database.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
+            subprocess.run(["cosmic-ray", "exec", settings, session], cwd=tree, check=True)
+        finally:
+            server.kill()
+
+
+def serve(door: str, timeout: str, *tests: str) -> None:
+    """Run the tests in a forked child each time somebody knocks: importing Numba, PyTorch and the rest takes 3 s, and
+    killing a mutant one. A child that takes longer than the timeout is killed, and so is its mutant."""
+    for name in ("numba.cuda", "pytest", "hypothesis", "torch", "ml_dtypes", "mpmath", "pyarrow", "sklearn.metrics"):
+        importlib.import_module(name)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(door)
+    listener.listen()
+    while True:
+        knock, _ = listener.accept()
+        with knock, tempfile.TemporaryFile() as said:
+            child = os.fork()
+            if child == 0:
+                listener.close()
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                signal.alarm(int(timeout))
+                sys.path.insert(0, os.getcwd())
+                options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
+                code = sys.modules["pytest"].main([*options, *tests])
+                sys.stdout.flush()
+                os._exit(int(code))
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            said.seek(0)
+            knock.sendall(bytes([status & 255]) + said.read()[-4000:])
 
 
 def copy_repository(tree: Path) -> None:
@@ -209,10 +249,12 @@ def report() -> int:
 
 
 def main():
+    if sys.argv[1:2] == ["serve"]:
+        serve(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "again", "report"])
     parser.add_argument("modules", nargs="*", default=list(TESTS), help="default: all")
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds until a mutant counts as killed")
+    parser.add_argument("--timeout", type=int, default=900, help="seconds until a mutant counts as killed")
     arguments = parser.parse_args()
     if arguments.what == "report":
         sys.exit(report() > 0)
