@@ -186,9 +186,13 @@ def serve(door: str, timeout: str, *tests: str) -> None:
                 signal.alarm(int(timeout))
                 sys.path.insert(0, os.getcwd())
                 options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
-                code = sys.modules["pytest"].main([*options, *tests])
-                sys.stdout.flush()
-                os._exit(int(code))
+                options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
+                code = 1
+                try:
+                    code = int(sys.modules["pytest"].main([*options, *tests]))
+                finally:
+                    sys.stdout.flush()
+                    os._exit(code)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             said.seek(0)
             knock.sendall(bytes([status & 255]) + said.read()[-4000:])

@@ -4,7 +4,7 @@ Each message names the argument, both sides of the disagreement, and the remedy.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -26,6 +26,25 @@ DENOMINATORS = ("elements", "weights", "positives", "rows")
 DEVICES = ("auto", "cpu", "cuda")
 
 
+LONGEST_VALUE = 200
+"""Characters of a wrong value that a message shows."""
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: in one line of bounded length, whatever it is."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # That of another's object, and that of an integer of more than 4300 digits.
+        text = f"a {type(value).__qualname__}"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 # Options ------------------------------------------------------------------------------------------------------------
 
 
@@ -34,21 +53,21 @@ def checking(value: Any) -> bool | None:
     if isinstance(value, str) and value == "auto":
         return None
     if not isinstance(value, bool | np.bool_):
-        raise OptionError(f"check={value!r} is not one of 'auto', True, False")
+        raise OptionError(f"check={shown(value)} is not one of 'auto', True, False")
     return bool(value)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """One of a few words."""
     if not isinstance(value, str) or value not in choices:
-        raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+        raise OptionError(f"{name}={shown(value)} is not one of {', '.join(map(repr, choices))}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise OptionError(f"{name}={value!r} is not True or False")
+        raise OptionError(f"{name}={shown(value)} is not True or False")
     return bool(value)
 
 
@@ -57,14 +76,14 @@ def number(name: str, value: Any, low: float, high: float, rule: str, open_high:
     as_float = real(name, value)
     inside = low <= as_float < high if open_high else low <= as_float <= high
     if not (inside and math.isfinite(as_float)):
-        raise OptionError(f"{name}={value!r} is out of range: it must be {rule}")
+        raise OptionError(f"{name}={shown(value)} is out of range: it must be {rule}")
     return as_float
 
 
 def real(name: str, value: Any) -> float:
     """A real number."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
-        raise OptionError(f"{name}={value!r} is not a number")
+        raise OptionError(f"{name}={shown(value)} is not a number")
     try:
         return float(value)
     except OverflowError:
@@ -72,18 +91,27 @@ def real(name: str, value: Any) -> float:
 
 
 def numbers(name: str, value: Any) -> tuple[float, ...]:
-    """Finite numbers that are not negative, from a number or anything one-dimensional (on any device)."""
+    """Finite numbers that are not negative, from a number, a list, a tuple or an array (on any device)."""
     if hasattr(value, "tolist"):
-        value = value.tolist()
+        value = listed(name, value.tolist)
     elif hasattr(value, "copy_to_host"):
-        value = value.copy_to_host().tolist()
-    if isinstance(value, Mapping | Set):
-        raise OptionError(f"{name}={value!r} is not a sequence of numbers: give them in order")
-    values = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+        value = listed(name, value.copy_to_host().tolist)
+    if isinstance(value, Mapping):
+        raise OptionError(f"{name}={shown(value)} is not a sequence of numbers: give them in order")
+    # Nothing else that can be iterated over: it may have no order, be read only once, or never end.
+    values = value if isinstance(value, list | tuple) else [value]
     checked = tuple(number(name, item, 0.0, math.inf, "finite and not negative") for item in values)
     if not checked:
         raise OptionError(f"{name} is empty: give one number, or one for each label")
     return checked
+
+
+def listed(name: str, call: Callable[[], Any]) -> Any:
+    """The values of an array as a list."""
+    try:
+        return call()
+    except Exception as error:  # A tensor without data raises what it likes.
+        raise OptionError(f"{name} is an array whose values cannot be read: {first_line(error)}") from None
 
 
 def label_vector(name: str, value: Any) -> float | tuple[float, ...] | None:
@@ -98,7 +126,7 @@ def axes(value: Any) -> tuple[int, ...] | None:
     """None, or the axes to reduce."""
     if value is None:
         return None
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    values = value if isinstance(value, list | tuple) else [value]
     if not values:
         raise OptionError("axis=() reduces nothing: leave it out, or use reduction='none'")
     return tuple(axis_number("axis", item) for item in values)
@@ -106,8 +134,8 @@ def axes(value: Any) -> tuple[int, ...] | None:
 
 def axis_number(name: str, value: Any) -> int:
     """The number of an axis."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise OptionError(f"{name}={value!r} is not the number of an axis")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not -(2**31) <= value < 2**31:
+        raise OptionError(f"{name}={shown(value)} is not the number of an axis")
     return int(value)
 
 
@@ -119,10 +147,10 @@ def result_type(value: Any) -> str | None:
     if name is None:
         try:
             name = value if isinstance(value, str) else np.dtype(value).name
-        except TypeError:
-            name = str(value)
+        except Exception:  # NumPy has a dozen ways to refuse.
+            name = None
     if name not in PRECISIONS:
-        raise OptionError(f"dtype={value!r} is not one of {', '.join(PRECISIONS)}")
+        raise OptionError(f"dtype={shown(value)} is not one of {', '.join(PRECISIONS)}")
     return name
 
 
@@ -228,10 +256,10 @@ def reduced_axes(axis: tuple[int, ...] | None, shape: tuple[int, ...]) -> tuple[
     if axis is None:
         return tuple(range(len(shape)))
     if not all(-len(shape) <= item < len(shape) for item in axis):
-        raise ShapeError(f"axis={axis} does not exist in an array of shape {shape}")
+        raise ShapeError(f"axis={shown(axis)} does not exist in an array of shape {shape}")
     positive = tuple(sorted(item % len(shape) for item in axis))
     if len(set(positive)) != len(positive):
-        raise ShapeError(f"axis={axis} names an axis of shape {shape} twice")
+        raise ShapeError(f"axis={shown(axis)} names an axis of shape {shape} twice")
     return positive
 
 
@@ -243,8 +271,13 @@ def output(name: str, buffer: Buffer, shape: tuple[int, ...], storage: str) -> N
         raise DtypeError(f"{name} has type {buffer.storage}, but the result has type {storage}")
     if not buffer.writable:
         raise ArrayError(f"{name} cannot be written to: pass a writable array")
-    if any(stride == 0 and length > 1 for stride, length in zip(buffer.strides, buffer.shape, strict=True)):
-        raise ArrayError(f"{name} is a broadcast view, whose elements share memory: pass an array of its own")
+    # From the shortest step to the longest, each must leave the memory of the shorter ones behind. Views of NumPy and
+    # PyTorch do, but those that broadcast, slide or are made by as_strided.
+    reach = ITEMSIZE[storage]
+    for stride, length in sorted((abs(s), n) for s, n in zip(buffer.strides, shape, strict=True) if n > 1):
+        if stride < reach and buffer.size:
+            raise ArrayError(f"{name} is a view whose elements share memory (broadcast): pass an array of its own")
+        reach += stride * (length - 1)
 
 
 def one_piece(name: str, buffer: Buffer) -> None:
@@ -276,21 +309,23 @@ def first_invalid(
     counted: np.ndarray,
     start: int,
     count: int,
+    compute: str,
 ) -> InvalidValueError | None:
     """The error for the first invalid element, with its place and value; None if there is none.
 
     All arrays have one shape and begin at index ``start`` of the user's first axis. ``predictions`` are probabilities,
-    or None for logits, which cannot be invalid. ``count`` is how many elements are invalid in all.
+    or None for logits, which cannot be invalid. ``count`` is how many elements are invalid in all, ``compute`` the type
+    in which weights must be finite.
     """
     rules: list[tuple[str, np.ndarray | None, str, str]] = [
         ("targets", targets, "a target must lie in [0, 1]", "use ignore_index or mask for unlabelled elements"),
         ("probabilities", predictions, "a probability must lie in [0, 1]", "for logits use the function with_logits"),
-        ("weight", weight, "a weight must be finite and not negative", "drop or mask such elements"),
+        ("weight", weight, f"a weight must be finite (in {compute}) and not negative", "drop or mask such elements"),
     ]
     for name, values, rule, remedy in rules:
         if values is None:
             continue
-        below = np.isfinite(values) if name == "weight" else values <= 1
+        below = values <= (np.finfo(compute).max if name == "weight" else 1)
         wrong = ~((values >= 0) & below)
         if name == "probabilities":
             wrong &= ~np.isnan(values)
@@ -304,30 +339,42 @@ def first_invalid(
     return None
 
 
+def held(name: str, value: float, compute: str, may_vanish: bool = False) -> None:
+    """A number that a kernel takes is one that its type holds: infinity times 0 would be NaN, and eps = 0 no bound."""
+    limits = np.finfo(compute)
+    size = abs(value)
+    if not (size <= limits.max and (size >= limits.tiny or size == 0.0 or may_vanish)):
+        raise OptionError(
+            f"{name} is {value:g}, but these predictions are computed in {compute}, which holds {limits.tiny:.2g} to "
+            f"{limits.max:.2g}: choose a number in between"
+        )
+
+
 def ignorable(value: Any, storage: str) -> tuple[str, float | int]:
     """How to compare targets with ignore_index: ("nan", 0), or ("value", the value in the target's type)."""
     if isinstance(value, float) and math.isnan(value):
         if storage not in PRECISIONS:
             raise OptionError(f"ignore_index is NaN, which targets of type {storage} cannot hold")
         return "nan", 0
+    given = int(value) if isinstance(value, Integral) else value  # Those of NumPy are compared as float64.
     if storage in PRECISIONS:
         held = _rounded(float(value), storage)
-        exact = held == float(value)
+        exact = held == given
         kept: float | int = held
     else:
         limits = (0, 1) if storage == "bool" else (int(np.iinfo(storage).min), int(np.iinfo(storage).max))
-        exact = float(value).is_integer() and limits[0] <= value <= limits[1]
-        kept = int(value) if exact else 0
+        exact = math.isfinite(value) and limits[0] <= given <= limits[1] and int(given) == given
+        kept = int(given) if exact else 0
         if kept > np.iinfo(np.int64).max:  # Kernels see a uint64 as the int64 of the same bits.
             kept -= 1 << 64
     if not exact:
-        raise OptionError(f"ignore_index={value!r} is not a value that targets of type {storage} can hold")
+        raise OptionError(f"ignore_index={shown(value)} is not a value that targets of type {storage} can hold")
     return "value", kept
 
 
 def _rounded(value: float, storage: str) -> float:
-    if storage == "bfloat16":
+    with np.errstate(over="ignore"):
+        if storage != "bfloat16":
+            return float(np.dtype(storage).type(value))
         bits = int(np.float32(value).view(np.uint32))
         return value if bits & 0xFFFF == 0 and float(np.float32(value)) == value else math.nan
-    with np.errstate(over="ignore"):
-        return float(np.dtype(storage).type(value))

@@ -108,6 +108,16 @@ class Reduction:
 DENOMINATOR_SUMS = {"elements": "count", "weights": "weight", "positives": "positives"}
 """The sum that each denominator divides by; "rows" is known from the shape."""
 
+PARAMETER_OPTIONS = {
+    "factors": "pos_weight times class_weight",
+    "smoothing": "label_smoothing",
+    "alpha": "alpha",
+    "gamma": "gamma",
+    "floor": "minus log_floor",
+    "clip": "eps",
+}
+"""The options that each group of a kernel's numbers comes from."""
+
 LEAST_POSITIVES = 1.0
 """What the sum of positives is raised to before anything is divided by it."""
 
@@ -154,6 +164,9 @@ class Session:
         self.on_host = self.predictions.device.kind == "cpu"
         self.checked = self.on_host if arguments.check is None else arguments.check
         self.compute = PRECISIONS[self.storage].compute
+        for name, value in formula.parameters:
+            if name != "focal_corner":  # A limit, which may be infinite.
+                checks.held(PARAMETER_OPTIONS[PARAMETERS[name]], value, self.compute)
         self.moved = self.on_host and _wants_gpu(arguments.device, self.predictions.size)
         if not self.on_host and arguments.device == "cpu":
             raise DeviceError(
@@ -179,7 +192,8 @@ class Session:
     def _add(self, role: str, argument: str, array: Any) -> None:
         if isinstance(array, int | float) and self.library.NAME != "NumPy":
             storage = "bool" if isinstance(array, bool) else ACCUMULATOR
-            one = self.library.buffer(self.library.from_numbers([array], storage, self.predictions))
+            number = array if isinstance(array, bool) else checks.real(argument, array)
+            one = self.library.buffer(self.library.from_numbers([number], storage, self.predictions))
             self.given[role] = replace(one, shape=(), strides=())
             return
         library = library_of(array, argument)
@@ -303,6 +317,7 @@ class Session:
             features["unit"] = True
             parameters["unit"] = formula.unit
         if scale is None and grad_scale != 1.0:
+            checks.held("grad_scale over the denominator", grad_scale, self.compute, may_vanish=True)
             features["scaled"] = True
             parameters["scale"] = grad_scale
         stored: dict[str, Any] = {role: operands[role].storage if role in operands else None for role in ROLES}
@@ -338,6 +353,7 @@ class Session:
 
     def _label_operand(self, role: str, values: tuple[float, ...], order: tuple[int, ...]) -> Operand:
         if role not in self._label_vectors:  # A gradient may take two passes; the vector goes to the device once.
+            checks.held(f"the largest {role}", max(values), self.compute, may_vanish=True)
             self._label_vectors[role] = self._vector(values, self.compute)
         vector = self._label_vectors[role]
         strides = [0] * len(self.shape)
@@ -422,6 +438,7 @@ class Session:
                 seen,
                 start,
                 count,
+                self.compute,
             )
             if error is not None:
                 return error
@@ -545,7 +562,8 @@ def state_sums(reduction: Reduction) -> tuple[str, ...]:
 def finish(formula: Formula, reduction: Reduction, finished: LossState) -> Any:
     """The value that a state stands for, beside the state's values."""
     library = library_of(finished.values, "state.values")
-    buffer = library.buffer(finished.values)
+    buffer = _buffer(library, finished.values, "state.values")
+    checks.state("state", finished.sums, finished.elements, finished.rows, buffer)
     checks.one_piece("state.values", buffer)
     name, least = None, 0.0
     divisor = 1.0
@@ -647,8 +665,9 @@ def _derivative_scale(
 
     factor: Buffer | None = None
     number = 1.0
+    finite = -math.inf, math.inf, "finite"
     if isinstance(grad_scale, int | float | np.floating | np.integer):
-        number = checks.number("grad_scale", float(grad_scale), -math.inf, math.inf, "finite")
+        number = checks.number("grad_scale", grad_scale, *finite)
     else:
         library = library_of(grad_scale, "grad_scale")
         checks.same_library(session.name, session.library.NAME, "grad_scale", library.NAME)
@@ -656,7 +675,8 @@ def _derivative_scale(
         checks.same_device(session.name, session.predictions, "grad_scale", factor)
         checks.one_number("grad_scale", factor)
         if session.on_host:
-            number, factor = float(_readable(factor).reshape(())), None
+            number, factor = checks.number("grad_scale", float(_readable(factor).reshape(())), *finite), None
+    checks.held("grad_scale", number, session.compute, may_vanish=True)
     name, divisor, least = session.denominator(reduction, reduced)
     if name is None and factor is None:
         if divisor == 0.0:
