@@ -259,7 +259,7 @@ def main():
     parser.add_argument("what", choices=["run", "again", "report"])
     parser.add_argument("modules", nargs="*", default=list(TESTS), help="default: all")
     parser.add_argument("--timeout", type=int, default=900, help="seconds until a mutant counts as killed")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.what == "report":
         sys.exit(report() > 0)
     for module in arguments.modules:

@@ -1,0 +1,237 @@
+"""What only a device can show: nothing waits, bad input leaves the context usable, streams run side by side, more than
+2^32 elements, no memory left, and no kernel reads or writes where it should not."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpubce
+from gpubce import BinaryCrossEntropy
+from gpubce.errors import InvalidValueError
+from tests.cases import bits
+
+pytestmark = pytest.mark.gpu
+
+LIBRARIES = ("cupy", "torch")
+SPIN = """
+extern "C" __global__ void spin(long long cycles) {
+    long long start = clock64();
+    while (clock64() - start < cycles) {}
+}
+"""
+HALF_A_SECOND = 10**9
+"""Cycles, at about 2 GHz."""
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    return pytest.importorskip("cupy", reason="the spinning kernel and the streams are CuPy's")
+
+
+@pytest.fixture
+def spin(cupy):
+    """Keep a stream busy for half a second."""
+    kernel = cupy.RawKernel(SPIN, "spin")
+    kernel((1,), (1,), (np.int64(0),))
+    cupy.cuda.Device().synchronize()
+    return lambda stream: kernel((1,), (1,), (np.int64(HALF_A_SECOND),), stream=stream)
+
+
+def host_data(size: int = 100_003):
+    rng = np.random.default_rng(0)
+    return ((rng.integers(-(2**20), 2**20, size) * 2.0**-17).astype(np.float32), rng.random(size) < 0.3)
+
+
+def on_device(library: str, *arrays):
+    module = pytest.importorskip(library, reason=f"{library} owns the arrays of this test")
+    if library == "torch":
+        return tuple(module.as_tensor(array, device="cuda") for array in arrays)
+    return tuple(module.asarray(array) for array in arrays)
+
+
+def to_host(array) -> np.ndarray:
+    return array.get() if hasattr(array, "get") else array.cpu().numpy()
+
+
+CALLS = {
+    "value": lambda x, y: BinaryCrossEntropy(from_logits=True)(x, y),
+    "value and gradient": lambda x, y: BinaryCrossEntropy(from_logits=True).value_and_grad(x, y),
+    "gradient and hessian": lambda x, y: BinaryCrossEntropy(from_logits=True).grad_and_hess(x, y),
+    "two passes": lambda x, y: BinaryCrossEntropy(from_logits=True, denominator="positives").value_and_grad(x, y),
+    "state": lambda x, y: BinaryCrossEntropy(from_logits=True).state(x, y).values,
+    "per label": lambda x, y: BinaryCrossEntropy(from_logits=True, axis=0, pos_weight=(1.0, 2.0, 3.0))(
+        x[:99].reshape(33, 3), y[:99].reshape(33, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_return_before_the_device_has_done_them(name, library, cupy, spin):
+    """Promise 6: nothing waits. The stream is busy when the call is made and still busy when it returns."""
+    x, y = on_device(library, *host_data())
+    CALLS[name](x, y)  # Compiles.
+    cupy.cuda.Device().synchronize()
+    if library == "torch":
+        import torch
+
+        current = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
+    else:
+        current = cupy.cuda.get_current_stream()
+    spin(current)
+    found = CALLS[name](x, y)
+    done = cupy.cuda.Event()
+    done.record(current)
+    assert not done.done
+    done.synchronize()
+    host = CALLS[name](*host_data())
+    for one, two in zip(*(item if isinstance(item, tuple) else (item,) for item in (found, host)), strict=True):
+        assert np.array_equal(bits(to_host(one)), bits(np.asarray(two)))
+
+
+def test_two_streams_run_side_by_side(cupy, spin):
+    """A call on one stream does not wait for another one, and is not ordered behind it."""
+    x, y = on_device("cupy", *host_data())
+    loss = BinaryCrossEntropy(from_logits=True)
+    expected = loss(*host_data())
+    loss(x, y)
+    cupy.cuda.Device().synchronize()
+    busy, free = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+    spin(busy)
+    with busy:
+        late = loss(x, y)
+    with free:
+        soon = loss(x, y)
+    free.synchronize()
+    assert not busy.done
+    assert soon.get(stream=free) == expected
+    busy.synchronize()
+    assert late.get(stream=busy) == expected
+
+
+def test_a_stream_given_by_name_is_used(cupy, spin):
+    x, y = on_device("cupy", *host_data())
+    loss = BinaryCrossEntropy(from_logits=True)
+    loss(x, y)
+    cupy.cuda.Device().synchronize()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    spin(stream)
+    value = loss(x, y, stream=stream)
+    assert cupy.cuda.get_current_stream().done
+    assert not stream.done
+    stream.synchronize()
+    assert value.get() == loss(*host_data())
+
+
+def test_invalid_values_leave_the_context_usable(cupy, spin):
+    """Promise 7: NaN and a count, an error where it is asked for, and other streams go on."""
+    logits, targets = host_data()
+    wrong = targets.astype(np.float32)
+    wrong[[5, 77]] = 2.0
+    x, y, good = on_device("cupy", logits, wrong, targets)
+    loss = BinaryCrossEntropy(from_logits=True)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    loss(x, good)
+    cupy.cuda.Device().synchronize()
+    spin(stream)
+    with stream:
+        undisturbed = loss(x, good)
+    assert np.isnan(loss(x, y).get())
+    assert loss.state(x, y).invalid == 2
+    with pytest.raises(InvalidValueError, match="2 of"):
+        loss(x, y, check=True)
+    assert not stream.done
+    stream.synchronize()
+    assert undisturbed.get(stream=stream) == loss(logits, targets)
+    assert loss(x, good).get() == loss(logits, targets)
+
+
+def test_more_than_2_to_the_32_elements(cupy):
+    """Real memory, 13 GB of it: half logits and bytes."""
+    count = 2**32 + 4_099
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    if free < 4 * count:
+        pytest.fail(f"this test needs {4 * count / 2**30:.0f} GiB of device memory, and {free / 2**30:.0f} are free")
+    logits = cupy.full(count, 0.5, cupy.float16)
+    targets = cupy.ones(count, cupy.uint8)
+    logits[-1], targets[-2] = -3.0, 0
+    loss = BinaryCrossEntropy(from_logits=True, reduction="sum", dtype="float64")
+    one = float(loss(logits[:1], targets[:1]))
+    ends = float(loss(logits[-2:], targets[-2:]))
+    assert abs(float(loss(logits, targets)) - ((count - 2) * one + ends)) <= 2.0**-45 * count * one
+    state = BinaryCrossEntropy(from_logits=True).state(logits, targets, sums=("positives",))
+    assert (state.count, state.total("positives")) == (count, count - 1)
+    _, gradient = BinaryCrossEntropy(from_logits=True, reduction="sum").value_and_grad(logits, targets, grad_out=logits)
+    expected = BinaryCrossEntropy(from_logits=True, reduction="sum").value_and_grad(
+        np.float16([0.5, 0.5, -3.0]), np.uint8([1, 0, 1])
+    )[1]
+    assert np.array_equal(gradient[-3:].get(), expected)
+    assert (gradient[:-2] == expected[0]).all()
+
+
+def test_no_memory_left_is_an_error_that_passes(cupy):
+    logits, targets = on_device("cupy", *host_data(2**24))
+    loss = BinaryCrossEntropy(from_logits=True)
+    expected = loss(logits, targets).get()
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + 2**20)
+    try:
+        with pytest.raises(MemoryError):
+            loss.value_and_grad(logits, targets)
+        assert loss(logits, targets).get() == expected  # The blocks' sums fit.
+    finally:
+        pool.set_limit(size=0)
+    assert loss.value_and_grad(logits, targets)[0].get() == expected
+
+
+def test_memory_beside_results_is_that_of_the_blocks(cupy):
+    """Promise 5: a value and a gradient in place take less than a sixteenth of the logits."""
+    logits, targets = on_device("cupy", *host_data(2**24))
+    loss = BinaryCrossEntropy(from_logits=True)
+    loss.value_and_grad(logits.copy(), targets)
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    loss.value_and_grad(logits, targets, grad_out=logits)
+    assert pool.total_bytes() - before < logits.nbytes / 16
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_host_arrays_give_the_same_bits_on_every_device(device):
+    logits, targets = host_data()
+    loss = BinaryCrossEntropy(from_logits=True)
+    value, gradient = loss.value_and_grad(logits, targets, device=device)
+    assert isinstance(gradient, np.ndarray)
+    expected = loss.value_and_grad(logits, targets, device="cpu")
+    assert value == expected[0]
+    assert np.array_equal(bits(gradient), bits(expected[1]))
+
+
+def test_every_device_is_listed():
+    assert gpubce.devices().gpus
+
+
+def sanitizer() -> str | None:
+    found = shutil.which("compute-sanitizer")
+    folders = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    paths = [Path(folder) / "bin" / "compute-sanitizer" for folder in folders if folder]
+    return found or next((str(path) for path in paths if path.exists()), None)
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_the_sanitizer_finds_nothing(tool):
+    """Every kernel of the covering array's first rows, under compute-sanitizer."""
+    program = sanitizer()
+    if program is None:
+        pytest.skip("compute-sanitizer is not installed: it comes with the CUDA toolkit")
+    command = [program, "--tool", tool, "--error-exitcode", "3", sys.executable, "-m", "tests.matrix"]
+    done = subprocess.run(
+        [*command, "--check", "--backend", "gpu", "--cases", "40"], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
