@@ -64,6 +64,10 @@ def _merge_by_plan(runs):
     return lanes[0]
 
 
+def test_the_sum_of_nothing_is_0():
+    assert sum_by_plan([]) == (0.0, 0.0)
+
+
 def test_two_sum_is_exact():
     rng = np.random.default_rng(2)
     for a, b in rng.normal(size=(200, 2)) * 10.0 ** rng.integers(-20, 20, (200, 2)):
