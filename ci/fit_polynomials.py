@@ -1,10 +1,11 @@
 """Fit the polynomials behind the element functions and print their coefficients and errors.
 
-Three functions are approximated as a fixed leading part plus a polynomial P of the given degree:
+Four functions are approximated as a fixed leading part plus a polynomial P of the given degree:
 
     exp            exp(r)   = 1 + r + r^2 P(r)    for |r| <= 0.3467 (ln(2)/2 and a margin)
     log1p_unit     log1p(t) = t + t^2 P(t)        for 0 <= t <= 1
     log1p_centred  log1p(f) = f + f^2 P(f)        for sqrt(1/2) - 1 <= f <= sqrt(2) - 1
+    log_cosh       log(2 cosh(sqrt(z) / 2)) = ln 2 + z P(z)    for 0 <= z <= 1/4
 
 P minimises the largest relative error of the function value (Remez exchange on a grid, in extended precision). The
 coefficients are rounded to the working type one at a time, from low order to high order; the ones not yet rounded are
@@ -27,14 +28,17 @@ DEGREES = {  # of P, where the errors of rounding outweigh those of the approxim
     ("float32", "exp"): 4,
     ("float32", "log1p_unit"): 8,
     ("float32", "log1p_centred"): 8,
+    ("float32", "log_cosh"): 2,
     ("float64", "exp"): 9,
     ("float64", "log1p_unit"): 19,
     ("float64", "log1p_centred"): 19,
+    ("float64", "log_cosh"): 6,
 }
 INTERVALS = {
     "exp": (mpf("-0.3467"), mpf("0.3467")),
     "log1p_unit": (mpf(0), mpf(1)),
     "log1p_centred": (mpmath.sqrt(mpf(1) / 2) - 1, mpmath.sqrt(2) - 1),
+    "log_cosh": (mpf(0), mpf(1) / 4),
 }
 
 
@@ -55,12 +59,16 @@ def fma(a, b, c):
 
 
 def function_value(function, x):
+    if function == "log_cosh":
+        return mpmath.log(2 * mpmath.cosh(mpmath.sqrt(x) / 2))
     return mpmath.exp(x) if function == "exp" else mpmath.log1p(x)
 
 
 def target_and_weight(function, points):
     """What P has to approximate at `points` (none of them 0), and the weight that makes its error a relative one."""
     value = np.array([function_value(function, x) for x in points])
+    if function == "log_cosh":
+        return (value - mpmath.log(2)) / points, abs(points / value)
     leading = 1 + points if function == "exp" else points
     return (value - leading) / points**2, abs(points**2 / value)
 
@@ -126,6 +134,8 @@ def evaluate(function, coefficients, x):
     if function == "exp":
         one = x.dtype.type(1)
         return fma(fma(value, x, one), x, one)
+    if function == "log_cosh":
+        return fma(value, x, x.dtype.type(np.log(2.0)))
     return fma(value, x * x, x)
 
 

@@ -10,6 +10,7 @@ class Coefficients:
     ``exp``: exp(r) = 1 + r + r^2 (exp[0] + exp[1] r + ...) for |r| <= ln 2 / 2.
     ``log1p_unit``: log(1 + t) = t + t^2 (c[0] + c[1] t + ...) for 0 <= t <= 1.
     ``log1p_centred``: the same for sqrt(1/2) - 1 <= t <= sqrt(2) - 1.
+    ``log_cosh``: log(2 cosh(x / 2)) = ln 2 + z (c[0] + c[1] z + ...), z = x^2, for |x| <= ``near``.
     ``rounder``: 1.5 2^fraction bits + exponent bias; adding it rounds to an integer and leaves the exponent's bits.
     ``reduction_*`` and ``ln2_*``: ln 2 in two parts; n reduction_high is formed inside an fma, k ln2_high is exact.
     ``largest_exponent``: the largest a for which exp(-a) is computed as a normal number.
@@ -18,6 +19,8 @@ class Coefficients:
     exp: tuple[float, ...]
     log1p_unit: tuple[float, ...]
     log1p_centred: tuple[float, ...]
+    log_cosh: tuple[float, ...]
+    near: float
     rounder: float
     log2_e: float
     reduction_high: float
@@ -59,6 +62,12 @@ COEFFICIENTS = {
             0.12912704050540924,
             -0.07618998736143112,
         ),
+        log_cosh=(
+            0.12499992549419403,
+            -0.005206529516726732,
+            0.00033477897522971034,
+        ),
+        near=0.5,
         rounder=12583039.0,
         log2_e=1.4426950216293335,
         reduction_high=0.6931471824645996,
@@ -125,6 +134,16 @@ COEFFICIENTS = {
             -0.060036785583038994,
             0.02617262265290239,
         ),
+        log_cosh=(
+            0.12499999999999979,
+            -0.005208333333312019,
+            0.00034722222148437414,
+            -2.635167439463375e-05,
+            2.1355857548041563e-06,
+            -1.7980694254006e-07,
+            1.4353226446644674e-08,
+        ),
+        near=0.5,
         rounder=6755399441056767.0,
         log2_e=1.4426950408889634,
         reduction_high=0.6931471805599453,

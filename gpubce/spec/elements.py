@@ -9,7 +9,8 @@ the two branches -log p and -log(1 - p) with their first and second derivatives;
 and the focal factor are written once, on top of the branches. A term whose factor is 0 is not there: 0 * inf never
 appears.
 
-Logits share t = exp(-|x|):  -log p = max(-x, 0) + log1p(t),  -log(1 - p) = max(x, 0) + log1p(t).
+Logits share t = exp(-|x|):  -log p = max(-x, 0) + log1p(t),  -log(1 - p) = max(x, 0) + log1p(t), and for |x| < 1/2
+log(2 cosh(x / 2)) - x / 2 and log(2 cosh(x / 2)) + x / 2.
 
 Everything is built from the operations of :mod:`gpubce.spec.primitives`, in the type named ``real``.
 """
@@ -48,8 +49,9 @@ def functions(real: str) -> SimpleNamespace:
     constants = COEFFICIENTS[real]
     number = np.dtype(real).type
     REAL = getattr(types, real)
-    ZERO, ONE, TWO = number(0), number(1), number(2)
+    ZERO, ONE, TWO, HALF = number(0), number(1), number(2), number(0.5)
     INFINITY, SMALLEST_NORMAL = number(np.inf), np.finfo(real).tiny
+    NEAR = number(constants.near)
     LARGEST_EXPONENT = number(constants.largest_exponent)
     MINUS_LOG2_E = number(-constants.log2_e)
     ROUNDER = number(constants.rounder)
@@ -59,6 +61,7 @@ def functions(real: str) -> SimpleNamespace:
     exp_tail = polynomial((1.0, 1.0, *constants.exp), real)
     log1p_unit_tail = polynomial(constants.log1p_unit, real)
     log1p_centred_tail = polynomial(constants.log1p_centred, real)
+    log_cosh_tail = polynomial(constants.log_cosh, real)
 
     one, two, five = subroutine(REAL), subroutine(types.UniTuple(REAL, 2)), subroutine(types.UniTuple(REAL, 5))
 
@@ -132,8 +135,13 @@ def functions(real: str) -> SimpleNamespace:
         """Of a logit: (-log p, -log(1 - p)), p, 1 - p and p (1 - p)."""
         t = exp_negative(abs(x))
         soft = log1p_unit(t)
-        minus_log_p = select(x < ZERO, -x, ZERO) + soft
-        minus_log_q = select(x > ZERO, x, ZERO) + soft
+        # Near 0, x + log1p(t) is rounded three times, and goes back by up to 2 ulp where t takes a step: 4.8 million
+        # times among the float32 logits. log(2 cosh(x / 2)) +- x / 2 never does.
+        near = abs(x) < NEAR
+        z = x * x
+        even = fma(log_cosh_tail(z), z, LN2_LOW)
+        minus_log_p = select(near, LN2_HIGH + fma(x, -HALF, even), select(x < ZERO, -x, ZERO) + soft)
+        minus_log_q = select(near, LN2_HIGH + fma(x, HALF, even), select(x > ZERO, x, ZERO) + soft)
 
         u = ONE + t
         error = t - (u - ONE)
