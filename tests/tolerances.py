@@ -20,10 +20,14 @@ SUM_RELATIVE = 2.0**-45
 """Promise 3: the relative error of a sum of non-negative terms before its last rounding."""
 
 ULP_NARROW = {"float16": 0.5 + 2.0**-12, "bfloat16": 0.5 + 2.0**-15}
-"""Results in the narrow types: one rounding, after the 2 float32 ulp of promise 3, which are 2^-12 or 2^-15 of theirs."""
+"""Results in the narrow types: one rounding, after the 2 float32 ulp of promise 3: 2^-12 or 2^-15 of theirs."""
 
 BACKWARD_STEP_ULP = 1
 """How far a loss may go back where the prediction goes on: two neighbours are rounded apart."""
 
 REFERENCE_RELATIVE = {"float32": 2.0**-50, "float64": 2.0**-102}
 """The reference of the accuracy sweeps against mpmath: a few roundings of 2^-53, or of pairs of float64."""
+
+VANISHING = 2.0**16
+"""In units of the compute type's smallest normal number, below which results may be 0: the factors of a factor that
+vanished, at most 8^3 from options and 4 from a weight, and at most 30 elements added."""
