@@ -3,46 +3,63 @@
 Each message names the argument, both sides of the disagreement, and the remedy.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-from gpubce.arrays.buffer import Buffer
+from gpubce.arrays.buffer import Buffer, first_line
+from gpubce.arrays.registry import library_of
 from gpubce.errors import (
     ArrayError,
     DtypeError,
     InvalidValueError,
     OptionError,
     ShapeError,
+    StateError,
 )
 from gpubce.spec.geometry import is_flat
-from gpubce.spec.precision import ITEMSIZE, MASKS, PRECISIONS, TARGETS, WEIGHTS
+from gpubce.spec.precision import ACCUMULATOR, ITEMSIZE, MASKS, PRECISIONS, TARGETS, WEIGHTS
 
 REDUCTIONS = ("none", "sum", "mean")
 DENOMINATORS = ("elements", "weights", "positives", "rows")
 DEVICES = ("auto", "cpu", "cuda")
 
 
+# Messages -----------------------------------------------------------------------------------------------------------
+
 LONGEST_VALUE = 200
 """Characters of a wrong value that a message shows."""
 
+_WRITTEN = ("builtins", "numpy", "torch", "fractions", "decimal")
+"""The packages whose values are written out."""
+
 
 def shown(value: Any) -> str:
-    """A value as messages show it: in one line of bounded length, whatever it is."""
+    """A value as messages show it: in one line of bounded length, whatever it is.
+
+    Of arrays and other people's objects it is the type: to write a tensor waits for its device, and a tensor whose
+    memory was freed ends the process.
+    """
     try:
-        text = " ".join(repr(value).split())
-    except Exception:  # That of another's object, and that of an integer of more than 4300 digits.
-        text = f"a {type(value).__qualname__}"
+        text = " ".join(repr(value).split()) if _is_written(value, 3) else f"<{type(value).__qualname__}>"
+    except Exception:  # An integer of more than 4300 digits.
+        text = f"<{type(value).__qualname__}>"
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
-def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _is_written(value: Any, depth: int) -> bool:
+    kind = type(value)
+    if isinstance(value, list | tuple | set | frozenset | dict):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth > 0 and len(value) <= LONGEST_VALUE and all(_is_written(item, depth - 1) for item in items)
+    if hasattr(kind, "__array__") and not isinstance(value, np.generic):
+        return False
+    return str(kind.__module__).partition(".")[0] in _WRITTEN
 
 
 # Options ------------------------------------------------------------------------------------------------------------
@@ -92,10 +109,8 @@ def real(name: str, value: Any) -> float:
 
 def numbers(name: str, value: Any) -> tuple[float, ...]:
     """Finite numbers that are not negative, from a number, a list, a tuple or an array (on any device)."""
-    if hasattr(value, "tolist"):
-        value = listed(name, value.tolist)
-    elif hasattr(value, "copy_to_host"):
-        value = listed(name, value.copy_to_host().tolist)
+    if hasattr(value, "tolist") or hasattr(value, "copy_to_host"):
+        value = listed(name, value)
     if isinstance(value, Mapping):
         raise OptionError(f"{name}={shown(value)} is not a sequence of numbers: give them in order")
     # Nothing else that can be iterated over: it may have no order, be read only once, or never end.
@@ -106,11 +121,13 @@ def numbers(name: str, value: Any) -> tuple[float, ...]:
     return checked
 
 
-def listed(name: str, call: Callable[[], Any]) -> Any:
+def listed(name: str, array: Any) -> Any:
     """The values of an array as a list."""
     try:
-        return call()
-    except Exception as error:  # A tensor without data raises what it likes.
+        if hasattr(type(array), "data_ptr"):  # A tensor: to read one whose memory was freed ends the process.
+            library_of(array, name).buffer(array)
+        return array.tolist() if hasattr(array, "tolist") else array.copy_to_host().tolist()
+    except Exception as error:  # One without values raises what it likes.
         raise OptionError(f"{name} is an array whose values cannot be read: {first_line(error)}") from None
 
 
@@ -134,7 +151,7 @@ def axes(value: Any) -> tuple[int, ...] | None:
 
 def axis_number(name: str, value: Any) -> int:
     """The number of an axis."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not -(2**31) <= value < 2**31:
+    if not isinstance(value, Integral) or isinstance(value, bool) or abs(int(value)) >= 2**31:
         raise OptionError(f"{name}={shown(value)} is not the number of an axis")
     return int(value)
 
@@ -143,12 +160,14 @@ def result_type(value: Any) -> str | None:
     """None, or the name of a floating-point type."""
     if value is None:
         return None
-    name = str(value).removeprefix("torch.") if type(value).__module__ == "torch" else None
-    if name is None:
-        try:
-            name = value if isinstance(value, str) else np.dtype(value).name
-        except Exception:  # NumPy has a dozen ways to refuse.
-            name = None
+    kind, name = type(value), None
+    if isinstance(value, str):
+        name = value
+    elif (kind.__module__, kind.__name__) == ("torch", "dtype"):
+        name = str(value).removeprefix("torch.")
+    elif isinstance(value, type | np.dtype):  # NumPy would write any other object into its error.
+        with contextlib.suppress(Exception):
+            name = np.dtype(value).name
     if name not in PRECISIONS:
         raise OptionError(f"dtype={shown(value)} is not one of {', '.join(PRECISIONS)}")
     return name
@@ -293,6 +312,19 @@ def separate(name: str, buffer: Buffer, other: str, other_buffer: Buffer, may_be
         raise ArrayError(f"{name} shares memory with {other}: {remedy}")
 
 
+def sound_state(sums: Any, rows: Any, buffer: Buffer) -> None:
+    """A state that somebody put together has the parts of one that was summed: kernels read it by address."""
+    if not isinstance(sums, tuple) or not all(isinstance(name, str) for name in sums):
+        raise StateError(f"state.sums={shown(sums)} is not a tuple of names")
+    if buffer.storage != ACCUMULATOR or len(buffer.shape) < 2 or buffer.shape[:2] != (len(sums), 2):
+        raise StateError(
+            f"state.values is {buffer.storage} of shape {buffer.shape}, but {len(sums)} sums are {ACCUMULATOR} of "
+            f"shape ({len(sums)}, 2) and that of the result: pass what state() gave"
+        )
+    if isinstance(rows, bool) or not isinstance(rows, Real):
+        raise StateError(f"state.rows={shown(rows)} is not a number")
+
+
 def one_number(name: str, buffer: Buffer) -> None:
     """A scalar in an array."""
     if buffer.size != 1 or buffer.storage not in PRECISIONS:
@@ -325,7 +357,7 @@ def first_invalid(
     for name, values, rule, remedy in rules:
         if values is None:
             continue
-        below = values <= (np.finfo(compute).max if name == "weight" else 1)
+        below = values <= (np.float64(_limits(compute)[1]) if name == "weight" else 1)
         wrong = ~((values >= 0) & below)
         if name == "probabilities":
             wrong &= ~np.isnan(values)
@@ -341,13 +373,19 @@ def first_invalid(
 
 def held(name: str, value: float, compute: str, may_vanish: bool = False) -> None:
     """A number that a kernel takes is one that its type holds: infinity times 0 would be NaN, and eps = 0 no bound."""
-    limits = np.finfo(compute)
+    smallest, largest = _limits(compute)
     size = abs(value)
-    if not (size <= limits.max and (size >= limits.tiny or size == 0.0 or may_vanish)):
+    if not (size <= largest and (size >= smallest or size == 0.0 or may_vanish)):
         raise OptionError(
-            f"{name} is {value:g}, but these predictions are computed in {compute}, which holds {limits.tiny:.2g} to "
-            f"{limits.max:.2g}: choose a number in between"
+            f"{name} is {value:g}, but these predictions are computed in {compute}, which holds {smallest:.2g} to "
+            f"{largest:.2g}: choose a number in between"
         )
+
+
+@cache
+def _limits(compute: str) -> tuple[float, float]:
+    """The smallest normal number and the largest."""
+    return float(np.finfo(compute).tiny), float(np.finfo(compute).max)
 
 
 def ignorable(value: Any, storage: str) -> tuple[str, float | int]:

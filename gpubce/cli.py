@@ -308,7 +308,9 @@ class _Nans:
         self.path, self.count, self.first = path, 0, 0
 
     def look(self, batch: _Batch) -> None:
-        if np.isnan(np.min(batch.predictions)):
+        with np.errstate(invalid="ignore"):  # Comparing a signalling NaN.
+            least = np.min(batch.predictions)
+        if np.isnan(least):
             found = np.isnan(batch.predictions)
             if not self.count:
                 self.first = batch.start + int(np.argmax(found.reshape(len(found), -1).any(axis=1)))
@@ -374,6 +376,8 @@ def _check_json_path(path: str | None, sources: list[Source]) -> None:
     """Before the work, not after it."""
     if path is None or path == "-":
         return
+    if "\0" in path:
+        raise OptionError(f"--json {path!r} is not the name of a file: it has a zero byte")
     place = Path(path)
     with _writing(path):
         if place.is_dir() or not place.absolute().parent.is_dir():

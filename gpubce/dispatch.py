@@ -146,6 +146,7 @@ class Session:
         self.predictions = self.given["prediction"]
         self.storage = checks.prediction_type(self.name, self.predictions)
         self.shape = self.predictions.shape
+        self.on_host = self.predictions.device.kind == "cpu"
         self._add("target", "targets", arguments.targets)
         checks.target_type(self.given["target"])
         checks.same_shape(self.name, self.shape, "targets", self.given["target"].shape)
@@ -161,7 +162,6 @@ class Session:
             self.ignore, self.ignored = checks.ignorable(formula.ignore_index, self.given["target"].storage)
         self.masked = "mask" in self.given or self.ignore is not None
 
-        self.on_host = self.predictions.device.kind == "cpu"
         self.checked = self.on_host if arguments.check is None else arguments.check
         self.compute = PRECISIONS[self.storage].compute
         for name, value in formula.parameters:
@@ -173,13 +173,12 @@ class Session:
                 f"device='cpu', but {self.name} is on {self.predictions.device}: copy it to the host first, nothing is "
                 "moved silently"
             )
+        self._require_device()
         if arguments.stream is not None and self.on_host and not self.moved:
             raise OptionError("stream= is given, but this call runs on the CPU, which has no streams")
         self.memory, self.inputs, self.place = self.library, dict(self.given), self.predictions
         if self.moved:
             self._move_inputs()
-        if self.place.device.kind == "cuda" and not self.moved:
-            _require_gpu(f"{self.name} is on {self.place.device}")
         given = _stream_handle(arguments.stream)
         self.has_own_stream = given is not None
         self.stream = self.memory.stream(self.place) if given is None else given
@@ -189,8 +188,14 @@ class Session:
         self._label_vectors: dict[str, Buffer] = {}
         self._copies_back: list[tuple[Buffer, Buffer]] = []
 
+    def _require_device(self) -> None:
+        """Device arrays need a GPU that can be used: nothing may touch them without."""
+        if not self.on_host:
+            _require_gpu(f"{self.name} is on {self.predictions.device}")
+
     def _add(self, role: str, argument: str, array: Any) -> None:
         if isinstance(array, int | float) and self.library.NAME != "NumPy":
+            self._require_device()
             storage = "bool" if isinstance(array, bool) else ACCUMULATOR
             number = array if isinstance(array, bool) else checks.real(argument, array)
             one = self.library.buffer(self.library.from_numbers([number], storage, self.predictions))
@@ -442,7 +447,15 @@ class Session:
             )
             if error is not None:
                 return error
-        return InvalidValueError(f"{count} elements are invalid")
+        return InvalidValueError(
+            f"{count} of {self.predictions.size} elements are invalid: they hold bytes that are no value of their "
+            "type, as a bool that is neither 0 nor 1: make them anew, with != 0"
+        )
+
+
+def axis_count(predictions: Any) -> int:
+    """How many axes predictions have."""
+    return len(_buffer(library_of(predictions, "predictions"), predictions, "predictions").shape)
 
 
 def _buffer(library: Library, array: Any, argument: str) -> Buffer:
@@ -563,7 +576,7 @@ def finish(formula: Formula, reduction: Reduction, finished: LossState) -> Any:
     """The value that a state stands for, beside the state's values."""
     library = library_of(finished.values, "state.values")
     buffer = _buffer(library, finished.values, "state.values")
-    checks.state("state", finished.sums, finished.elements, finished.rows, buffer)
+    checks.sound_state(finished.sums, finished.rows, buffer)
     checks.one_piece("state.values", buffer)
     name, least = None, 0.0
     divisor = 1.0
@@ -575,10 +588,11 @@ def finish(formula: Formula, reduction: Reduction, finished: LossState) -> Any:
         if needed is not None and needed not in finished.sums:
             finished.total(needed)  # Raises, and says what there is.
     storage = reduction.dtype or ACCUMULATOR
-    array = library.empty(finished.shape, storage, buffer)
+    shape = buffer.shape[2:]
+    array = library.empty(shape, storage, buffer)
     result = library.buffer(array)
     settlement = Settlement(
-        math.prod(finished.shape),
+        math.prod(shape),
         buffer.address,
         result.address,
         storage,

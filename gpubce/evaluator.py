@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubce import checks, dispatch
 from gpubce.errors import OptionError, StateError
 from gpubce.loss import BinaryCrossEntropy
 from gpubce.spec.state import LossState
@@ -133,7 +134,7 @@ class Evaluator:
                 raise OptionError(f"{name!r} is not an option: there are {', '.join(sorted(known))} and per_label")
         options.setdefault("denominator", "weights")
         self.loss = BinaryCrossEntropy(**options)
-        self.per_label = bool(per_label)
+        self.per_label = checks.flag("per_label", per_label)
         self._state: LossState | None = None
 
     def __repr__(self) -> str:
@@ -154,7 +155,7 @@ class Evaluator:
         not added."""
         loss = self.loss
         if self.per_label:
-            axes = len(predictions.shape) if hasattr(predictions, "shape") else np.ndim(predictions)
+            axes = dispatch.axis_count(predictions)
             if axes < 2:
                 raise OptionError(f"per_label=True needs batches of at least two axes, but this one has {axes}")
             kept = loss.label_axis % axes
@@ -194,7 +195,8 @@ class Evaluator:
         if not self.per_label:
             return self._figures(state)
         labels = _split(state)
-        together = replace(_merged(labels), rows=state.rows)
+        nothing = LossState(state.sums, np.zeros((len(state.sums), 2)), 0, state.rows)
+        together = replace(_merged([nothing, *labels]), rows=state.rows)
         return replace(self._figures(together), labels=tuple(self._figures(label) for label in labels))
 
     def _figures(self, state: LossState) -> Report:
@@ -239,8 +241,9 @@ class Evaluator:
         """Continue from a saved state. Raises StateError if it is from an evaluator with other options."""
         if not isinstance(saved, Mapping) or not {"options", "state"} <= set(saved):
             raise StateError("this is not the state_dict of an Evaluator: it has no 'options' and 'state'")
-        if saved["options"] != repr(self):
-            raise StateError(f"the saved state is of {saved['options']}, this is {self!r}: use the same options")
+        if not isinstance(saved["options"], str) or saved["options"] != repr(self):
+            options = checks.shown(saved["options"])
+            raise StateError(f"the saved state is of {options}, this is {self!r}: use the same options")
         state = saved["state"]
         if state is None:
             self._state = None
@@ -248,12 +251,22 @@ class Evaluator:
         try:
             values = np.array(state["values"], np.float64)
             loaded = LossState(tuple(state["sums"]), values, int(state["elements"]), float(state["rows"]))
-            sound = values.shape[:2] == (len(loaded.sums), 2) and values.ndim == 2 + self.per_label
-        except (KeyError, TypeError, ValueError):
+            sound = _is_sound(loaded, 2 + self.per_label)
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             sound = False
-        if not sound or not {"loss", "count", "invalid", *SUMS} <= set(loaded.sums):
+        if not sound:
             raise StateError("the saved state is damaged: save it again with state_dict()")
         self._state = loaded
+
+
+def _is_sound(state: LossState, axes: int) -> bool:
+    """Whether a state could have been summed: all that a report needs, in pairs, and counts that are numbers."""
+    sums, values = state.sums, state.values
+    if values.ndim != axes or values.shape[:2] != (len(sums), 2) or len(set(sums)) != len(sums):
+        return False
+    counts = values[[sums.index("count"), sums.index("invalid")]]
+    counted = bool(np.isfinite(counts).all() and (counts[:, 0] >= 0).all())
+    return counted and state.elements >= 0 and math.isfinite(state.rows) and {"loss", *SUMS} <= set(sums)
 
 
 def _split(state: LossState) -> list[LossState]:

@@ -1,24 +1,33 @@
 """Read columns of numbers from .npy, .npz, .csv and .parquet files, a piece at a time.
 
 Every format gives a :class:`Source`, so what is read, and in which batches, does not depend on the format. Arrays of
-.npy files and uncompressed arrays of .npz files are memory-mapped; .csv and .parquet are streamed with pyarrow, which
-is optional. Every failure is a FormatError or MissingDependencyError that names the file.
+.npy files and uncompressed arrays of .npz files are memory-mapped, compressed ones are streamed; .csv and .parquet are
+streamed with pyarrow, which is optional. Every failure is a FormatError or MissingDependencyError that names the file.
+
+Nothing that a file says is believed before it is compared with the file: a damaged or hostile one costs no more memory
+than a good one. Pickled objects are refused, never loaded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import math
 import re
+import stat
 import struct
-import tokenize
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpubce.arrays.buffer import first_line
+from gpubce.checks import shown
 from gpubce.errors import FormatError, MissingDependencyError
 
 Piece = Mapping[str, np.ndarray]
@@ -33,6 +42,18 @@ BUFFER_BYTES = 1 << 20
 TYPES = {"halffloat": "f2", "float": "f4", "double": "f8", "bool": "?"}
 TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 """The types of Arrow that can be read, and NumPy's names for them."""
+
+LONGEST_HEADER = 10_000
+"""Bytes of a .npy file's header: NumPy's own limit, here before they are read."""
+
+MOST_AXES = 64
+"""NumPy's."""
+
+MOST_NAMES = 50
+"""Names of columns that a message lists."""
+
+LARGEST_PART = 1 << 30
+"""Bytes of a compressed array that may have to be in memory at once: a row, or all of it in Fortran order."""
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """The head of a zip file's member: signature, length of the name, length of the extra field."""
@@ -112,9 +133,15 @@ def open_source(path: str, groups: Sequence[Sequence[str]] | None) -> Source:
     place = Path(path)
     reader = READERS.get(place.suffix.lower())
     try:
-        if place.is_dir():
+        try:
+            found = place.stat()
+        except ValueError as error:  # A name with a zero byte, or that the file system cannot encode.
+            raise FormatError(f"{path!r} is not the name of a file: {error}") from None
+        if stat.S_ISDIR(found.st_mode):
             raise FormatError(f"{path} is a directory: name a file in it")
-        if place.stat().st_size == 0:
+        if not stat.S_ISREG(found.st_mode):  # Opening a pipe waits for somebody to write to it.
+            raise FormatError(f"{path} is not a file but a pipe or a device: copy what it gives to a file")
+        if found.st_size == 0:
             raise FormatError(f"{path} is empty (0 bytes)")
         if reader is None:
             raise FormatError(f"{path}: the suffix {place.suffix!r} is not known: use one of {', '.join(READERS)}")
@@ -134,19 +161,21 @@ def read_npy(path: str, groups: Sequence[Sequence[str]] | None) -> Source:
     """The array of a .npy file, memory-mapped. It has no name; its group is [""]."""
     if groups is not None:
         raise FormatError(f"{path} holds one array without a name: leave out its name, or use .npz")
-    return _whole(path, [[""]], {"": _mapped(path, 0, path)})
+    return _arrays(path, [[""]], {"": _mapped(path, 0, None, path)})
 
 
 def read_npz(path: str, groups: Sequence[Sequence[str]] | None) -> Source:
-    """Arrays of a .npz file, memory-mapped if they are not compressed."""
+    """Arrays of a .npz file, memory-mapped if they are not compressed, else streamed."""
     names = _wanted(groups)
-    try:
+
+    def opened() -> Source:
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            _require(path, "array", names, list(members))
-            return _whole(path, groups or [], {name: _member(path, archive, members[name], name) for name in names})
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise FormatError(f"{path} cannot be read as .npz, it may be damaged: {_first_line(error)}") from error
+            members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
+            _require(path, "array", names, [name for name, _ in members])
+            by_name = dict(members)
+            return _arrays(path, groups or [], {name: _member(path, archive, by_name[name], name) for name in names})
+
+    return _unzipped(path, opened)
 
 
 def read_csv(path: str, groups: Sequence[Sequence[str]] | None) -> Source:
@@ -177,7 +206,7 @@ def read_parquet(path: str, groups: Sequence[Sequence[str]] | None) -> Source:
             continue
         if kind not in TYPES:
             raise FormatError(f"{path}: column {name!r} has type {kind}: only columns of numbers and bool can be read")
-    batches = file.iter_batches(batch_size=BLOCK_ROWS, columns=names)
+    batches = _arrow(path, lambda: file.iter_batches(batch_size=BLOCK_ROWS, columns=names))
     return _streamed(path, groups, names, file.metadata.num_rows, batches)
 
 
@@ -187,68 +216,176 @@ READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv, ".parquet": rea
 # Arrays in files ----------------------------------------------------------------------------------------------------
 
 
-def _whole(path: str, groups: Sequence[Sequence[str]], arrays: dict[str, np.ndarray]) -> Source:
-    """A source of arrays that need not be streamed: mapped, or in memory."""
+@dataclass(frozen=True)
+class _Compressed:
+    """An array of a .npz file that is compressed: its rows can only be read one after the other."""
+
+    member: zipfile.ZipInfo
+    begin: int
+    """Bytes of the member before the first row."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    where: str
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    def read(self, path: str, stream: Any, rows: int) -> np.ndarray:
+        """The next rows."""
+        data = _unzipped(path, lambda: stream.read(rows * self.row_bytes))
+        if len(data) < rows * self.row_bytes:
+            raise FormatError(f"{self.where} is truncated: it ends before its last row; write it again")
+        return np.ndarray((rows, *self.shape[1:]), self.dtype, data)
+
+
+def _arrays(path: str, groups: Sequence[Sequence[str]], arrays: dict[str, np.ndarray | _Compressed]) -> Source:
+    """A source of whole arrays: in one piece if they are mapped."""
     for name, array in arrays.items():
-        where = f"{path}: array {name!r}" if name else path
-        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-            raise FormatError(
-                f"{where} has type {array.dtype}: only real numbers of up to 8 bytes and bool can be read"
-            )
         if not array.ndim:
+            where = f"{path}: array {name!r}" if name else path
             raise FormatError(f"{where} is a single number: rows are counted along the first axis, give it one")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name!r} has {length} rows" for name, length in lengths.items())
         raise FormatError(f"{path}: {listed}: they must be equal")
     shapes = {name: array.shape[1:] for name, array in arrays.items()}
-    return Source(path, groups, shapes, next(iter(lengths.values())), iter([arrays]))
+    rows = next(iter(lengths.values()))
+    return Source(path, groups, shapes, rows, _pieces(path, arrays, rows))
 
 
-def _mapped(path: str, offset: int, where: str) -> np.ndarray:
-    """The array in .npy format that begins at this byte of the file."""
+def _pieces(path: str, arrays: dict[str, np.ndarray | _Compressed], rows: int) -> Iterator[Piece]:
+    """The arrays from the first row to the last."""
+    compressed = {name: array for name, array in arrays.items() if isinstance(array, _Compressed)}
+    mapped = {name: array for name, array in arrays.items() if not isinstance(array, _Compressed)}
+    if not compressed:
+        yield mapped
+        return
+    width = max(array.row_bytes for array in compressed.values())
+    step = max(1, BUFFER_BYTES // width) if width else rows
+    with contextlib.ExitStack() as opened:
+        archive = opened.enter_context(_unzipped(path, lambda: zipfile.ZipFile(path)))
+        streams = {name: opened.enter_context(_opened(path, archive, array)) for name, array in compressed.items()}
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            streamed = {name: array.read(path, streams[name], stop - start) for name, array in compressed.items()}
+            yield {name: array[start:stop] for name, array in mapped.items()} | streamed
+
+
+def _opened(path: str, archive: zipfile.ZipFile, array: _Compressed) -> Any:
+    """The stream of a compressed array, at its first row."""
+    stream = _unzipped(path, lambda: archive.open(array.member))
+    _unzipped(path, lambda: stream.read(array.begin))
+    return stream
+
+
+def _mapped(path: str, offset: int, length: int | None, where: str) -> np.ndarray:
+    """The array in .npy format that begins at this byte of the file, and takes ``length`` bytes or the rest of it."""
     with open(path, "rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        end = size if length is None else min(size, offset + length)
         file.seek(offset)
         if file.read(6) != b"\x93NUMPY":
             raise FormatError(f"{where} is not in .npy format (its first bytes are others): write it with numpy.save")
         file.seek(offset)
-        try:
-            version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            else:
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-        except (ValueError, tokenize.TokenError) as error:
-            raise FormatError(f"{where} cannot be read, it may be damaged: {_first_line(error)}") from error
-        if dtype.hasobject:
-            raise FormatError(f"{where} holds Python objects: convert it to numbers and save it again")
-        if 0 in shape:
-            return np.empty(shape, dtype)  # An empty map does not exist.
-        begin, end = file.tell(), file.seek(0, 2)
-    needed = dtype.itemsize * int(np.prod(shape, dtype=object))
-    if min(shape, default=0) < 0:
-        raise FormatError(f"{where} cannot be read, it may be damaged: its shape is {shape}")
+        shape, fortran, dtype = _header(file, where)
+        begin = file.tell()
+    needed = dtype.itemsize * math.prod(shape)
     if end - begin < needed:
         raise FormatError(
-            f"{where} is truncated: shape {shape} of {dtype} takes {needed} bytes, {end - begin} are there; write it "
-            "again"
+            f"{where} is truncated: shape {shape} of {dtype} takes {needed} bytes, {max(0, end - begin)} are there; "
+            "write it again"
         )
-    return np.memmap(path, dtype, "r", begin, shape, "F" if fortran else "C")
+    try:
+        if needed == 0:
+            return np.empty(shape, dtype)  # An empty map does not exist.
+        return np.memmap(path, dtype, "r", begin, shape, "F" if fortran else "C")
+    except (ValueError, OverflowError) as error:
+        raise FormatError(f"{where} cannot be mapped: {first_line(error)}") from error
 
 
-def _member(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
-    """An array of an .npz file: mapped if it is stored as it is, else loaded."""
+def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether in Fortran order, type) of the array in .npy format that begins here in the file."""
+    damaged = f"{where} cannot be read, it may be damaged"
+    try:
+        version = np.lib.format.read_magic(file)
+    except ValueError as error:
+        raise FormatError(f"{damaged}: {first_line(error)}") from error
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise FormatError(f"{damaged}: version {version} of the format is not known")
+    length = file.read(2 if version == (1, 0) else 4)
+    count = int.from_bytes(length, "little")
+    if count > LONGEST_HEADER:
+        raise FormatError(f"{damaged}: its header is said to take {count} bytes, more than {LONGEST_HEADER}")
+    text = io.BytesIO(length + file.read(count))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Files of Python 2 can be read.
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(text)
+            else:
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(text)
+    except Exception as error:  # It is parsed as Python, nested 1,000 times perhaps, and then as a type.
+        raise FormatError(f"{damaged}: {first_line(error)}") from error
+    if dtype.hasobject:
+        raise FormatError(f"{where} holds Python objects: convert it to numbers and save it again")
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise FormatError(f"{where} has type {dtype}: only real numbers of up to 8 bytes and bool can be read")
+    if len(shape) > MOST_AXES or not all(0 <= axis < 2**63 for axis in shape):
+        raise FormatError(f"{damaged}: its shape is {shown(shape)}")
+    return tuple(map(int, shape)), fortran, dtype
+
+
+def _member(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray | _Compressed:
+    """An array of an .npz file: mapped if it is stored as it is, else to be streamed."""
     where = f"{path}: array {name!r}"
+    if info.flag_bits & 1:
+        raise FormatError(f"{where} is encrypted: decrypt it, or save it again with numpy.savez")
     if info.compress_type == zipfile.ZIP_STORED:
         with open(path, "rb") as file:
             file.seek(info.header_offset)
             _, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-        return _mapped(path, info.header_offset + LOCAL_HEADER.size + name_length + extra_length, where)
+        begin = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
+        return _mapped(path, begin, info.file_size, where)
+    if info.compress_type != zipfile.ZIP_DEFLATED:
+        raise FormatError(f"{where} is compressed by method {info.compress_type}: save it with numpy.savez_compressed")
+    with archive.open(info) as stream:
+        shape, fortran, dtype = _header(stream, where)
+        begin, needed = stream.tell(), dtype.itemsize * math.prod(shape)
+        if info.file_size - begin < needed:
+            raise FormatError(
+                f"{where} is truncated: shape {shape} of {dtype} takes {needed} bytes, {info.file_size - begin} are "
+                "there; write it again"
+            )
+        whole = fortran and len(shape) > 1
+        part = needed if whole else dtype.itemsize * math.prod(shape[1:])
+        if part > LARGEST_PART:
+            raise FormatError(
+                f"{where} is compressed, and {part} bytes of it would be in memory at once: save it with numpy.savez"
+                + (", or in C order" if whole else "")
+            )
+        if not whole:
+            return _Compressed(info, begin, shape, dtype, where)
+        return _Compressed(info, begin, (1, *shape[::-1]), dtype, where).read(path, stream, 1)[0].T
+
+
+def _unzipped(path: str, call: Callable[[], Any]) -> Any:
+    """What a call that reads a zip file gives; whatever it finds wrong names the file."""
     try:
-        with archive.open(info) as stream:
-            return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
-    except (ValueError, tokenize.TokenError) as error:
-        raise FormatError(f"{where} cannot be read, it may be damaged: {_first_line(error)}") from error
+        return call()
+    except (FormatError, MemoryError):
+        raise
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # zipfile says BadZipFile, NotImplementedError, struct.error, zlib.error, ValueError ...
+        raise FormatError(f"{path} cannot be read as .npz, it may be damaged: {first_line(error)}") from error
 
 
 def _plain(parts: list[np.ndarray]) -> np.ndarray:
@@ -273,7 +410,7 @@ def _arrow(path: str, call: Callable[[], Any], header: Sequence[str] = ()) -> An
     try:
         return call()
     except (lib.ArrowException, ValueError, OSError) as error:
-        message = _first_line(error)
+        message = first_line(error)
     where = path
     if row := re.search(r"Row #(\d+): ", message):
         where += f", row {int(row[1]) - 2}"  # The header line is their row 1.
@@ -299,6 +436,8 @@ def _streamed(
         while (batch := _arrow(path, lambda: next(iterator, None), header)) is not None:
             yield {name: _column(path, name, batch.column(name), start) for name in names}
             start += batch.num_rows
+        if rows not in (None, start):
+            raise FormatError(f"{path} says that it has {rows} rows, but {start} are there: it is damaged")
 
     return Source(path, groups or [], dict.fromkeys(names, ()), rows, pieces())
 
@@ -339,15 +478,11 @@ def _wanted(groups: Sequence[Sequence[str]] | None) -> list[str]:
 def _require(path: str, what: str, names: list[str], existing: list[str]) -> None:
     for name in names:
         if name not in existing:
-            raise FormatError(f"{path} has no {what} {name!r}: it has {', '.join(map(repr, existing)) or 'none'}")
+            listed = [shown(other) for other in existing[:MOST_NAMES]] + ["..."] * (len(existing) > MOST_NAMES)
+            raise FormatError(f"{path} has no {what} {shown(name)}: it has {', '.join(listed) or 'none'}")
         if existing.count(name) > 1:
-            raise FormatError(f"{path} has {existing.count(name)} {what}s named {name!r}: rename all but one")
+            raise FormatError(f"{path} has {existing.count(name)} {what}s named {shown(name)}: rename all but one")
 
 
 def _rows(piece: Piece) -> int:
     return len(next(iter(piece.values())))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -324,6 +324,8 @@ class BinaryCrossEntropy:
             raise OptionError("reduction='none' has no state: use 'mean' or 'sum'")
         from gpubce.spec.quantities import QUANTITIES
 
+        if not isinstance(sums, list | tuple):
+            raise OptionError(f"sums={checks.shown(sums)} is not a tuple of names: give ('weight',) for one")
         for name in sums:
             checks.choice("sums", name, tuple(QUANTITIES))
         arguments = _arguments(predictions, targets, weight, mask, device, stream, check)

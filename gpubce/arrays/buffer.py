@@ -23,6 +23,15 @@ class Device:
 
 CPU = Device()
 
+LONGEST_LINE = 400
+"""Characters of another library's error that a message repeats: NumPy repeats a header of 10,000."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line of bounded length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= LONGEST_LINE else f"{lines[0][: LONGEST_LINE - 3]}..."
+
 
 @dataclass(frozen=True)
 class Buffer:

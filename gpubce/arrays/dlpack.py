@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpubce.arrays import numpy as host
-from gpubce.arrays.buffer import Buffer, Device
+from gpubce.arrays.buffer import Buffer, Device, first_line
 from gpubce.arrays.interface import from_cuda_array_interface
 from gpubce.errors import ArrayError
 
@@ -17,18 +17,35 @@ NAME = "DLPack"
 
 def buffer(array: Any) -> Buffer:
     """Where the array is."""
-    on_cpu = not hasattr(array, "__dlpack_device__") or array.__dlpack_device__()[0] in (1, 3)
-    if hasattr(array, "__cuda_array_interface__") and (not hasattr(array, "__dlpack_device__") or not on_cpu):
-        index = array.__dlpack_device__()[1] if hasattr(array, "__dlpack_device__") else 0
+    if isinstance(array, np.ndarray):  # A result on its way: DLPack has no bfloat16 in NumPy.
+        return host.buffer(array)
+    kind, index = _exporter(array)
+    on_cpu = kind in (None, 1, 3)
+    if hasattr(array, "__cuda_array_interface__") and (kind is None or not on_cpu):
         return from_cuda_array_interface(array, Device("cuda", index))
     if not on_cpu:
         return _cupy().buffer(_cupy().cupy.from_dlpack(array))
     try:
         seen = np.from_dlpack(array)
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise ArrayError(f"the {type(array).__name__} cannot be read through DLPack: {error}") from None
+    except Exception as error:  # The exporter may raise anything.
+        raise _unreadable(array, error) from None
     found = host.buffer(seen)
     return Buffer(found.address, found.storage, found.shape, found.strides, found.device, array, found.writable)
+
+
+def _exporter(array: Any) -> tuple[int | None, int]:
+    """DLPack's number for the kind of device, None where the array does not say it, and the device's index."""
+    if not hasattr(array, "__dlpack_device__"):
+        return None, 0
+    try:
+        kind, index = array.__dlpack_device__()
+        return int(kind), int(index)
+    except Exception as error:
+        raise _unreadable(array, error) from None
+
+
+def _unreadable(array: Any, error: Exception) -> ArrayError:
+    return ArrayError(f"the {type(array).__name__} cannot be read through DLPack: {first_line(error)}")
 
 
 def _cupy() -> ModuleType:
@@ -74,6 +91,19 @@ def to_host(array: Any) -> np.ndarray:
 def result(array: Any, like: Buffer) -> Any:
     """The array in the library of ``like`` if that has ``from_dlpack``, else as it is."""
     namespace = getattr(like.owner, "__array_namespace__", None)
-    if namespace is not None and hasattr(namespace(), "from_dlpack"):
-        return namespace().from_dlpack(array)
-    return array
+    if namespace is None or not hasattr(namespace(), "from_dlpack"):
+        return array
+    try:
+        taken = namespace().from_dlpack(array)
+    except Exception as error:  # Of another library: NumPy's bfloat16 cannot be exported.
+        raise ArrayError(
+            f"the result, {array.dtype} in {type(array).__module__}, cannot be handed over as a "
+            f"{type(like.owner).__name__}: {first_line(error)}; choose another dtype"
+        ) from None
+    if str(taken.dtype).rpartition(".")[2] != str(
+        array.dtype
+    ):  # JAX without jax_enable_x64 narrows float64 without a word.
+        raise ArrayError(
+            f"the result is {array.dtype}, but {type(like.owner).__name__} made it {taken.dtype}: choose another dtype"
+        )
+    return taken

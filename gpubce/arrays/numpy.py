@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubce.arrays.buffer import CPU, Buffer
+from gpubce.arrays.buffer import CPU, Buffer, first_line
 from gpubce.errors import ArrayError
 
 NAME = "NumPy"
@@ -25,8 +25,10 @@ def buffer(array: Any) -> Buffer:
     if not isinstance(array, np.ndarray):
         try:
             array = np.asarray(array)
-        except ValueError as error:
-            raise ArrayError(f"NumPy cannot make an array of this {type(array).__name__}: {error}") from None
+        except Exception as error:  # The object's own __array__ may raise anything.
+            raise ArrayError(
+                f"NumPy cannot make an array of this {type(array).__name__}: {first_line(error)}"
+            ) from None
     if not array.dtype.isnative:
         raise ArrayError(
             f"the array's bytes are in the other order ({array.dtype.str}): pass array.astype({array.dtype.name!r})"
@@ -53,8 +55,11 @@ def dtype(storage: str) -> np.dtype:
 
 
 def empty(shape: Sequence[int], storage: str, like: Buffer) -> np.ndarray:
-    """A new array."""
-    return np.empty(shape, dtype(storage))
+    """A new array. One that no memory can hold is a MemoryError too."""
+    try:
+        return np.empty(shape, dtype(storage))
+    except ValueError as error:
+        raise MemoryError(str(error)) from None
 
 
 def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> np.ndarray:

@@ -34,6 +34,8 @@ _BY_PACKAGE = {
     "torch": "gpubce.arrays.torch",
 }
 _HOST_VALUES = (list, tuple, int, float)
+_ARRAY_MARKS = ("__array__", "__cuda_array_interface__", "__dlpack__", "__cuda_ndarray__")
+"""What classes of arrays have one of; the last is of Numba's simulator. PyTorch and Numba have other classes too."""
 
 
 @cache
@@ -42,8 +44,10 @@ def _module_for(kind: type) -> str | None:
     if issubclass(kind, _HOST_VALUES):
         return "gpubce.arrays.numpy"
     for base in kind.__mro__:
-        module = _BY_PACKAGE.get(base.__module__.partition(".")[0])
-        if module is not None:
+        module = _BY_PACKAGE.get(str(base.__module__).partition(".")[0])
+        if module is not None and (
+            module == "gpubce.arrays.numpy" or any(hasattr(kind, mark) for mark in _ARRAY_MARKS)
+        ):
             return module
     if hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack__"):
         return "gpubce.arrays.dlpack"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpubce.arrays.buffer import Buffer, Device
+from gpubce.arrays.buffer import Buffer, Device, first_line
 from gpubce.errors import ArrayError
 
 NAME = "PyTorch"
@@ -29,19 +29,33 @@ _DTYPE = {storage: dtype for dtype, storage in _STORAGE.items()}
 
 
 def buffer(array: "torch.Tensor") -> Buffer:
-    """Where the tensor is."""
+    """Where the tensor is. Those that have no memory of their own are refused: a kernel would read elsewhere."""
+    try:
+        return _buffer(array)
+    except (RuntimeError, ValueError, Warning) as error:  # Transforms, nested and not yet initialised tensors.
+        raise ArrayError(f"the memory of this {type(array).__name__} cannot be read: {first_line(error)}") from None
+
+
+def _buffer(array: "torch.Tensor") -> Buffer:
     tensor = array.detach()
     if tensor.layout != torch.strided:
         raise ArrayError(f"a tensor with layout {tensor.layout} was given: pass tensor.to_dense()")
     if tensor.device.type not in ("cpu", "cuda"):
         raise ArrayError(f"a tensor on {tensor.device} was given: only cpu and cuda are supported; move it with .cpu()")
-    if tensor.is_neg() or tensor.is_conj():
+    writable = not (tensor.is_neg() or tensor.is_conj())
+    if not writable:  # A view that means other values than its memory holds: read from a copy, not to be written.
         tensor = tensor.resolve_neg().resolve_conj()
     size = tensor.element_size()
     device = Device(tensor.device.type, tensor.device.index or 0)
     strides = tuple(size * stride for stride in tensor.stride())
     storage = _STORAGE.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-    return Buffer(tensor.data_ptr(), storage, tuple(tensor.shape), strides, device, tensor)
+    shape = tuple(tensor.shape)
+    memory = tensor.untyped_storage()  # 0.5 us
+    reach = sum(stride * (length - 1) for stride, length in zip(tensor.stride(), shape, strict=True))
+    needed = size * (tensor.storage_offset() + reach + 1) if 0 not in shape else 0
+    if memory.device != tensor.device or memory.nbytes() < needed:
+        raise ArrayError("a tensor whose memory was freed, or that never had any, was given: pass one with its values")
+    return Buffer(tensor.data_ptr(), storage, shape, strides, device, tensor, writable)
 
 
 def _torch_device(like: Buffer) -> "torch.device":
@@ -50,7 +64,12 @@ def _torch_device(like: Buffer) -> "torch.device":
 
 def empty(shape: Sequence[int], storage: str, like: Buffer) -> "torch.Tensor":
     """A new tensor on the device of ``like``."""
-    return torch.empty(tuple(shape), dtype=_DTYPE[storage], device=_torch_device(like))
+    try:
+        return torch.empty(tuple(shape), dtype=_DTYPE[storage], device=_torch_device(like))
+    except RuntimeError as error:
+        if like.device.kind != "cpu":  # There, PyTorch's own error says more.
+            raise
+        raise MemoryError(first_line(error)) from None
 
 
 def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> "torch.Tensor":
