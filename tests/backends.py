@@ -3,13 +3,15 @@
 Every backend takes NumPy arrays. ``cpu`` is the CPU path; ``ptx`` is the CUDA path with its kernels compiled to PTX and
 executed by the interpreter; ``simulator`` is the CUDA path under Numba's simulator, in a process of its own because
 the simulator is chosen when Numba is imported; ``gpu`` is the CUDA path on a device. All but the last work on host
-memory, so the engine is all that is exchanged.
+memory, so the engine is all that is exchanged. ``reference`` is the CPU path on one thread, for the processor of this
+machine, whatever processor this process compiles for.
 """
 
 import ctypes
 import multiprocessing
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,8 +22,11 @@ from gpubce import dispatch
 from gpubce.arrays import numpy as host_arrays
 from gpubce.backends.cpu.launch import CpuEngine
 from gpubce.backends.cuda.launch import CudaEngine
+from gpubce.backends.kernel_key import KernelKey
+from gpubce.spec.geometry import FLAT
 from gpubce.spec.plan import PLAN, Plan
-from tests.cases import Case, Results, run_case
+from gpubce.spec.recipe import Recipe
+from tests.cases import Case, Results, aligned_empty, run_case
 from tests.ptx.interpreter import Kernel, Memory, launch
 
 COMPUTE_CAPABILITY = (9, 0)
@@ -32,15 +37,17 @@ SMALL_PLAN = Plan(lanes=32, rows=2, chunk=8)
 
 @contextmanager
 def replaced(engine: Callable[[], object], plan: Plan, buffer: Callable | None = None):
-    """Calls on NumPy arrays use this engine and plan; ``buffer`` sees every array that a call touches."""
-    before = dispatch.cpu_engine, dispatch.PLAN, host_arrays.buffer
+    """Calls on NumPy arrays use this engine and plan; ``buffer`` sees every array that a call touches, and what a call
+    allocates is then aligned as on a GPU."""
+    before = dispatch.cpu_engine, dispatch.PLAN, host_arrays.buffer, host_arrays.empty
     dispatch.cpu_engine, dispatch.PLAN = engine, plan
     if buffer is not None:
         host_arrays.buffer = buffer
+        host_arrays.empty = lambda shape, storage, like: aligned_empty(shape, host_arrays.dtype(storage))
     try:
         yield
     finally:
-        dispatch.cpu_engine, dispatch.PLAN, host_arrays.buffer = before
+        dispatch.cpu_engine, dispatch.PLAN, host_arrays.buffer, host_arrays.empty = before
 
 
 def cpu(case: Case, plan: Plan = PLAN, threads: int = 2) -> Results:
@@ -115,22 +122,59 @@ def _simulate(case: Case, plan: Plan) -> Results:
         return run_case(case)
 
 
-@lru_cache(maxsize=1)
-def _simulator_process() -> ProcessPoolExecutor:
+@contextmanager
+def environment(changes: dict[str, str | None]) -> Iterator[None]:
+    """Environment variables with other values; None takes one away."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set(changes)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@lru_cache(maxsize=2)
+def _process(name: str) -> ProcessPoolExecutor:
+    """A process of that name; it keeps the environment of its first task."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def simulator(case: Case, plan: Plan = SMALL_PLAN) -> Results:
     """Numba's CUDA simulator."""
-    before = os.environ.get("NUMBA_ENABLE_CUDASIM")
-    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
-    try:
-        return _simulator_process().submit(_simulate, case, plan).result()
-    finally:
-        if before is None:
-            del os.environ["NUMBA_ENABLE_CUDASIM"]
-        else:
-            os.environ["NUMBA_ENABLE_CUDASIM"] = before
+    with environment({"NUMBA_ENABLE_CUDASIM": "1"}):
+        return _process("simulator").submit(_simulate, case, plan).result()
+
+
+TARGET_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "GLIBC_TUNABLES")
+"""What decides which instructions a process uses."""
+
+
+def reference(case: Case, plan: Plan = PLAN) -> Results:
+    """The CPU path on one thread, for this machine's processor."""
+    if not any(name in os.environ for name in TARGET_VARIABLES):
+        return cpu(case, plan, threads=1)
+    with environment(dict.fromkeys(TARGET_VARIABLES)):
+        return _process("reference").submit(cpu, case, plan, 1).result()
+
+
+def instructions() -> set[str]:
+    """What the machine code of a float16 kernel for the CPU holds: "fma", "f16c" (conversions of float16), "ymm" and
+    "zmm" (registers of 256 and 512 bits). The kernel must not be in Numba's cache yet, which keeps no text."""
+    from gpubce.backends.cpu import compile as compiled
+
+    recipe = Recipe(prediction="float16", target="float16", outputs=("loss", "gradient"), sums=("loss",))
+    kernel = compiled.whole(KernelKey(recipe, (FLAT,) * 4))
+    text = "\n".join(kernel.inspect_asm().values())
+    patterns = {"fma": r"\bvfn?m(add|sub)\d", "f16c": r"\bvcvtp(h2ps|s2ph)", "ymm": "%ymm", "zmm": "%zmm"}
+    return {name for name, pattern in patterns.items() if re.search(pattern, text)}
 
 
 def gpu(case: Case, plan: Plan = PLAN) -> Results:

@@ -1,6 +1,15 @@
-"""Cases: a loss, a shape and a seed, from which the arrays of a call are made."""
+"""Cases: a loss, a shape and a seed, from which the arrays of a call are made.
 
-from dataclasses import dataclass
+The arrays have the same bits on every machine and with every version of NumPy, because the results are compared with
+committed digests (tests/matrix.py). They are made from the words of PCG64, a stream that NumPy promises never to
+change, by operations that IEEE 754 rounds correctly. NumPy's exp, and normal with it, depend on the processor.
+"""
+
+import ctypes
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -13,13 +22,78 @@ Results = dict[str, np.ndarray]
 INPUT_TYPES = ("float16", "bfloat16", "float32", "float64")
 TARGET_TYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", *INPUT_TYPES)
 
-LOGIT_EDGES = (np.inf, -np.inf, np.nan, 0.0, -0.0, 90.0, -90.0, 88.0, -87.33, 16.6, -16.6, 1e-30, -1e-30, 1e4, -1e4)
+LOGIT_EDGES = (
+    *(np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-30, -1e-30, 0.4995, -0.4995, 0.5, -0.5),
+    *(16.6, -16.6, -87.33, 88.0, 90.0, -90.0, 1e4, -1e4),
+)
 PROBABILITY_EDGES = (0.0, 1.0, np.nan, 0.5, 1e-30, 2.0**-24, 1 - 2.0**-11, 0.29, 0.71, 1e-45, 0.25, 0.75)
+
+PERIOD = 2**20 + 7
+"""Longer arrays repeat themselves after that many elements: drawing the numbers would take longer than their loss."""
 
 
 def dtype(name: str) -> np.dtype:
     """The NumPy type of that name, bfloat16 too."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def rounded(values: np.ndarray, name: str) -> np.ndarray:
+    """The values in that type. To the narrow types by way of float32, because each of the two steps is a rounding to
+    nearest everywhere; in one step ml_dtypes rounds twice and NumPy once."""
+    with np.errstate(over="ignore", under="ignore"):
+        return values.astype(np.float32).astype(dtype(name)) if name.endswith("float16") else values.astype(name)
+
+
+def aligned_empty(shape: Sequence[int], kind: np.dtype) -> np.ndarray:
+    """A new array that starts at a multiple of 64 bytes and ends with its memory, so that what is written behind it is
+    noticed. GPUs align memory so; NumPy does to 16 bytes, which leaves it to chance whether four float64 are loaded
+    at once."""
+    size = int(np.prod(shape)) * kind.itemsize
+    if size == 0:
+        return np.empty(shape, kind)
+    room = np.empty(size + 63, np.uint8)
+    cells = (ctypes.c_uint8 * size).from_buffer(room, -room.ctypes.data % 64)
+    return np.frombuffer(cells, kind).reshape(shape)
+
+
+class Numbers:
+    """Reproducible numbers."""
+
+    def __init__(self, seed: int):
+        self._generator = np.random.PCG64(seed)
+
+    def words(self, size: int) -> np.ndarray:
+        """Integers of 64 bits."""
+        return self._generator.random_raw(size)
+
+    def unit(self, size: int) -> np.ndarray:
+        """Multiples of 2^-53 in [0, 1)."""
+        return (self.words(size) >> np.uint64(11)) * 2.0**-53
+
+    def integers(self, bound: int, size: int) -> np.ndarray:
+        """Integers from 0 to bound - 1."""
+        return (self.words(size) % np.uint64(bound)).astype(np.int64)
+
+    def order(self, size: int) -> np.ndarray:
+        """A permutation."""
+        return np.argsort(self.words(size), kind="stable")
+
+    def logits(self, size: int) -> np.ndarray:
+        """Most between -16 and 16 with a peak at 0; one in eight up to 128, and one in eight up to 1024."""
+        scale = np.array([16.0] * 6 + [128.0, 1024.0])[self.integers(8, size)]
+        return (self.unit(size) + self.unit(size) - 1.0) * scale
+
+    def probabilities(self, size: int) -> np.ndarray:
+        """Numbers from 0 to 1, halves of such, quarters, ... as far as 2^-13, and 1 minus those."""
+        near_zero = self.unit(size) / (1 << self.integers(14, size))
+        return np.where(self.unit(size) < 0.5, near_zero, 1.0 - near_zero)
+
+
+LABEL_VECTORS = {
+    "pos_weight": lambda labels: tuple(0.5 + 0.25 * (k % 8) for k in range(labels)),
+    "label_weight": lambda labels: tuple(0.1 * (k % 16) for k in range(labels)),
+}
+"""One number for each label."""
 
 
 @dataclass(frozen=True)
@@ -37,51 +111,77 @@ class Case:
     layout: str = "C"
     """"C", "F", "strided" (every second element), "reversed", or "unaligned" (not on a 16-byte boundary)."""
     seed: int = 0
-    edges: bool = True
-    """Whether some predictions are infinities, NaN and the like."""
+    edges: str = "all"
+    """"all": some predictions are infinities, NaN, probabilities of 0 and 1; "finite": only the other edges, so that a
+    sum is a number and shows every bit that went into it."""
     methods: tuple[str, ...] = ("value_and_grad",)
 
     @property
     def loss(self) -> gpubce.BinaryCrossEntropy:
         return gpubce.BinaryCrossEntropy(**dict(self.options))
 
+    def at(self, shape: tuple[int, ...], seed: int, edges: str) -> "Case":
+        """The same computation on other arrays; one number for each label where there was one for each."""
+        options = tuple(
+            (name, LABEL_VECTORS[name](shape[-1]) if name in LABEL_VECTORS and isinstance(value, tuple) else value)
+            for name, value in self.options
+        )
+        return replace(self, options=options, shape=shape, seed=seed, edges=edges)
+
+    @cached_property
+    def _special(self) -> np.ndarray:
+        """The edges among the predictions."""
+        logits = dict(self.options).get("from_logits")
+        edges = rounded(np.array(LOGIT_EDGES if logits else PROBABILITY_EDGES), self.input_type).astype(np.float64)
+        if self.edges == "all":
+            return edges
+        return edges[np.isfinite(edges) if logits else (edges > 0) & (edges < 1)]
+
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arguments of a call."""
-        rng = np.random.default_rng(self.seed)
+        numbers = Numbers(self.seed)
         options = dict(self.options)
-        size = int(np.prod(self.shape))
-        logits = rng.normal(0.0, 4.0, size)
+        size = min(int(np.prod(self.shape)), PERIOD)
         if options.get("from_logits"):
-            predictions, edges = logits, LOGIT_EDGES
+            predictions = numbers.logits(size)
         else:
-            predictions, edges = 1.0 / (1.0 + np.exp(-logits)), PROBABILITY_EDGES
-        if self.edges:
-            count = min(size, len(edges))
-            predictions[rng.permutation(size)[:count]] = edges[:count]
+            largest = 1.0 - float(ml_dtypes.finfo(dtype(self.input_type)).epsneg)
+            predictions = np.clip(numbers.probabilities(size), 2.0**-14, largest)
+        chosen = numbers.order(size)[: min(size // 2, len(self._special))]
+        predictions[chosen] = self._special[numbers.order(len(self._special))[: len(chosen)]]
+        targets = (numbers.unit(size) < 0.4).astype(np.float64)
         if self.target_type in INPUT_TYPES:
-            targets = np.where(rng.random(size) < 0.5, rng.random(size), rng.random(size) < 0.4)
-        else:
-            targets = (rng.random(size) < 0.4).astype(np.float64)
+            targets = np.where(numbers.unit(size) < 0.5, numbers.unit(size), targets)
         ignored = options.get("ignore_index")
+        targets = rounded(targets, self.target_type)
         if ignored is not None:
-            targets[rng.random(size) < 0.2] = ignored
-        with np.errstate(over="ignore"):
-            arrays = {
-                "predictions": self.laid_out(predictions.astype(dtype(self.input_type)).reshape(self.shape)),
-                "targets": self.laid_out(targets.astype(dtype(self.target_type)).reshape(self.shape)),
-            }
+            targets[numbers.unit(size) < 0.2] = ignored
+        arrays = {
+            "predictions": self._laid_out(rounded(predictions, self.input_type)),
+            "targets": self._laid_out(targets),
+        }
         if self.weight in ("row", "column"):
             shape = self.shape[-1:] if self.weight == "row" else (*self.shape[:1], *(1,) * (len(self.shape) - 1))
-            arrays["weight"] = rng.integers(0, 4, shape).astype(np.float32) * np.float32(0.3)
+            weights = numbers.integers(4, int(np.prod(shape))).reshape(shape) * 0.3
+            arrays["weight"] = rounded(weights, "float32")
         elif self.weight is not None:
-            arrays["weight"] = (rng.integers(0, 4, self.shape) * 0.3).astype(dtype(self.weight))
-        if self.mask is not None:
-            arrays["mask"] = rng.random(self.shape if self.mask == "full" else self.shape[-1:]) < 0.7
+            arrays["weight"] = self._filled(rounded(numbers.integers(4, size) * 0.3, self.weight))
+        if self.mask == "full":
+            arrays["mask"] = self._filled(numbers.unit(size) < 0.7)
+        elif self.mask == "row":
+            arrays["mask"] = numbers.unit(self.shape[-1]) < 0.7
         return arrays
 
-    def laid_out(self, array: np.ndarray) -> np.ndarray:
-        """The same elements with other strides."""
+    def _filled(self, values: np.ndarray) -> np.ndarray:
+        """The values, repeated where they are too few, in the case's shape and C order."""
+        array = aligned_empty(self.shape, values.dtype)
+        array[...] = np.resize(values, self.shape)
+        return array
+
+    def _laid_out(self, values: np.ndarray) -> np.ndarray:
+        """The same elements with the case's strides."""
+        array = self._filled(values)
         if self.layout == "F":
             return np.asfortranarray(array)
         if self.layout == "strided":
@@ -91,7 +191,7 @@ class Case:
         if self.layout == "reversed":
             return array[..., ::-1].copy()[..., ::-1]
         if self.layout == "unaligned":
-            room = np.zeros(array.size + 1, array.dtype)
+            room = aligned_empty((array.size + 1,), array.dtype)
             room[1:] = array.ravel()
             return room[1:].reshape(array.shape)
         return array
@@ -125,6 +225,17 @@ def bits(array: np.ndarray) -> np.ndarray:
     array = np.ascontiguousarray(array)
     unsigned = array.view(f"uint{8 * array.dtype.itemsize}")
     return np.where(array != array, np.array(-1, np.int64).astype(unsigned.dtype), unsigned)
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    """16 hexadecimal digits of SHA-256 over the names, types, shapes and bits of arrays."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name} {array.dtype.name} {array.shape} ".encode())
+        unsigned = bits(array)
+        sha.update(unsigned.astype(unsigned.dtype.newbyteorder("<")).tobytes())
+    return sha.hexdigest()[:16]
 
 
 def differences(one: Results, two: Results) -> list[str]:
