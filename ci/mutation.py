@@ -62,7 +62,7 @@ TESTS = {
     "gpubce/spec/elements.py": _FORMULAS,
     "gpubce/spec/geometry.py": ["tests/test_arrays.py", "tests/test_matrix.py", "tests/test_contract.py"],
     "gpubce/spec/job.py": ["tests/test_plan.py", "tests/test_evaluator.py", "tests/test_matrix.py"],
-    "gpubce/spec/plan.py": ["tests/test_plan.py", "tests/test_matrix.py"],
+    "gpubce/spec/plan.py": ["tests/test_plan.py", "tests/test_sums.py", "tests/test_contract.py"],
     "gpubce/spec/precision.py": ["tests/test_arrays.py", "tests/test_matrix.py", "tests/test_errors.py"],
     "gpubce/spec/primitives.py": [
         "tests/test_plan.py",

@@ -64,6 +64,13 @@ def _merge_by_plan(runs):
     return lanes[0]
 
 
+@pytest.mark.parametrize(
+    ("count", "blocks", "chunks"), [(0, 0, 0), (1, 1, 1), (8, 1, 1), (9, 1, 2), (64, 1, 8), (65, 2, 9)]
+)
+def test_a_plan_has_as_many_blocks_and_runs_as_it_needs(count, blocks, chunks):
+    assert (SMALL.blocks(count), SMALL.chunks(count)) == (blocks, chunks)
+
+
 def test_the_sum_of_nothing_is_0():
     assert sum_by_plan([]) == (0.0, 0.0)
 
