@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -248,15 +250,25 @@ class Evaluator:
         if state is None:
             self._state = None
             return
-        try:
-            values = np.array(state["values"], np.float64)
-            loaded = LossState(tuple(state["sums"]), values, int(state["elements"]), float(state["rows"]))
-            sound = _is_sound(loaded, 2 + self.per_label)
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
-            sound = False
-        if not sound:
+        if not isinstance(state, Mapping):
+            state = {}
+        loaded = None
+        with contextlib.suppress(KeyError, IndexError, TypeError, ValueError, OverflowError):
+            sums, values, elements, rows = (state[name] for name in ("sums", "values", "elements", "rows"))
+            if isinstance(sums, list | tuple) and _are_numbers(values, 2 + self.per_label):
+                pairs, count = np.array(values, np.float64), int(checks.real("elements", elements))
+                found = LossState(tuple(sums), pairs, count, checks.real("rows", rows))
+                loaded = found if _is_sound(found, 2 + self.per_label) else None
+        if loaded is None:
             raise StateError("the saved state is damaged: save it again with state_dict()")
         self._state = loaded
+
+
+def _are_numbers(values: Any, axes: int) -> bool:
+    """Whether these are lists in lists of numbers, as JSON has them: to convert others (a range) may not even end."""
+    if axes == 0:
+        return isinstance(values, Real)
+    return isinstance(values, list | tuple) and all(_are_numbers(value, axes - 1) for value in values)
 
 
 def _is_sound(state: LossState, axes: int) -> bool:

@@ -32,7 +32,7 @@ from hypothesis.extra.numpy import arrays
 
 import gpubce
 from gpubce import BinaryCrossEntropy, Evaluator, LossState, dispatch
-from gpubce.errors import GpubceError
+from gpubce.errors import ArrayError, GpubceError
 from gpubce.spec.quantities import QUANTITIES
 from tests import tolerances
 from tests.cases import INPUT_TYPES, TARGET_TYPES, dtype
@@ -893,7 +893,43 @@ def type_and_shape(one: Any) -> tuple[str, tuple[int, ...]]:
     return str(one.dtype).removeprefix("torch."), tuple(one.shape)
 
 
-@examples(1500, 50_000)
+ITEMS = tuple(map(Item, (*range(len(VALUES)), *ARRAYS)))
+
+
+def all_items(outcome_of) -> None:
+    """One after the other; which one failed is said."""
+    for item in ITEMS:
+        try:
+            outcome_of(item)
+        except BaseException as error:
+            raise AssertionError(f"with {item}") from error
+
+
+@pytest.mark.parametrize("name", sorted({"predictions", "targets"}.union(*ARGUMENTS.values())))
+def test_one_argument_may_be_anything(name):
+    method = next(method for method in ("call", *ARGUMENTS) if name in ("predictions", "targets", *ARGUMENTS[method]))
+    with idle():
+        for predictions, targets in (("numbers", "targets"), ("tensor", "tensor"), ("lent", "lent")):
+            arguments = {"predictions": Item(predictions), "targets": Item(targets)}
+            all_items(lambda item, given=arguments: outcome(method, {"from_logits": True}, {**given, name: item}))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_one_option_may_be_anything(name):
+    arguments = {"predictions": Item("numbers"), "targets": Item("targets")}
+    with idle():
+        all_items(lambda item: outcome("call", {"from_logits": True, name: item}, arguments))
+
+
+def test_a_result_of_another_type_than_was_asked_for_is_refused():
+    """As JAX makes of a float64, and as DLPack makes of a bfloat16."""
+    arrays_of = {"float64": (Narrowing(X), Narrowing(Y)), "bfloat16": (Narrowing(X), Narrowing(Y))}
+    for kind, (x, y) in arrays_of.items():
+        with pytest.raises(ArrayError, match=rf"the result.* {kind}.* another dtype"):
+            BinaryCrossEntropy(from_logits=True, dtype=kind)(x, y)
+
+
+@examples(600, 50_000)
 def test_any_call_gives_a_result_or_an_error_of_the_package(profile):
     @profile
     @given(any_calls())
@@ -1125,28 +1161,51 @@ def damaged(draw, saved: Any) -> Any:
 def test_a_saved_state_is_loaded_or_refused(per_label, profile):
     saved = json.loads(json.dumps(evaluator_of(per_label).state_dict()))
 
-    @profile
-    @given(damaged(saved))
-    def law(found):
-        evaluator = Evaluator(from_logits=True, per_label=per_label)
-        before = str(evaluator.report())
-        try:
-            with within(SECONDS):
-                evaluator.load_state_dict(found)
-        except Exception as error:
-            refused(error)
-            assert str(evaluator.report()) == before
-            return
-        assert str(evaluator.report())
-        evaluator.reset()
-        evaluator.load_state_dict(found)
-        try:
-            evaluator.update(LOGITS, TARGETS)  # Labels may be as many as the saved state says, not as these have.
-        except Exception as error:
-            refused(error)
-        json.dumps(evaluator.state_dict())
+    profile(given(damaged(saved))(lambda found: loads_or_refuses(found, per_label)))()
 
-    law()
+
+def loads_or_refuses(found: Any, per_label: bool) -> None:
+    """An evaluator continues from it, or keeps what it has."""
+    evaluator = Evaluator(from_logits=True, per_label=per_label)
+    before = str(evaluator.report())
+    try:
+        with within(SECONDS):
+            evaluator.load_state_dict(found)
+    except Exception as error:
+        refused(error)
+        assert str(evaluator.report()) == before
+        return
+    assert str(evaluator.report())
+    try:
+        evaluator.update(LOGITS, TARGETS)
+    except Exception as error:  # It may be the state of another number of labels.
+        refused(error)
+    json.dumps(evaluator.state_dict())
+
+
+def parts(saved: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a saved state."""
+    yield path
+    if isinstance(saved, dict | list):
+        for key in saved if isinstance(saved, dict) else range(len(saved)):
+            yield from parts(saved[key], *path, key)
+
+
+def exchanged(saved: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    changed = dict(saved) if isinstance(saved, dict) else list(saved)
+    changed[path[0]] = exchanged(saved[path[0]], path[1:], value)
+    return changed
+
+
+@pytest.mark.parametrize("per_label", [False, True])
+def test_one_part_of_a_saved_state_may_be_anything(per_label):
+    saved = json.loads(json.dumps(evaluator_of(per_label).state_dict()))
+    places = [path for path in parts(saved) if len(path) < 4 or path[-2:] == (0, 0)]  # Of the numbers, one of each sum.
+    assert ("state", "elements") in places
+    for path in places:
+        all_items(lambda item, path=path: loads_or_refuses(exchanged(saved, path, item.value), per_label))
 
 
 def test_labels_may_be_none():

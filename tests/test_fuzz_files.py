@@ -353,14 +353,19 @@ def test_a_compressed_array_is_streamed(tmp_path):
     assert taken == source.rows == rows
 
 
+def lengthen(data: bytearray, size: int) -> None:
+    """Let the directory of a zip file say that its first member has this many bytes."""
+    place = data.index(b"PK\x01\x02")
+    data[place + 24 : place + 28] = struct.pack("<I", size)
+
+
 @pytest.mark.parametrize(
     ("shape", "fortran"), [((2, 2**27), True), ((1, 2**28), False)], ids=["Fortran order", "one row"]
 )
 def test_compressed_arrays_that_must_be_in_memory_are_refused_if_large(shape, fortran, tmp_path):
     path, content = tmp_path / "a.npz", npy_of(claiming(shape, fortran=fortran))
     data = bytearray(npz({"prediction.npy": content}, zipfile.ZIP_DEFLATED))
-    place = data.index(b"PK\x01\x02")  # The directory says how long each member is.
-    data[place + 24 : place + 28] = struct.pack("<I", 2**32 - 2)
+    lengthen(data, 2**32 - 2)
     path.write_bytes(data)
     with little_memory():
         found = read(path, [["prediction"]])
@@ -372,8 +377,11 @@ def test_compressed_arrays_that_must_be_in_memory_are_refused_if_large(shape, fo
 def test_compressed_arrays_that_end_early(claimed, fortran, tmp_path):
     path = tmp_path / "a.npz"
     content = npy_of(claiming(f"({claimed}, 2)", fortran=fortran), data=np.arange(18.0).tobytes())
-    for extra in (b"", b"\0" * 8):
-        path.write_bytes(npz({"prediction.npy": content + extra}, zipfile.ZIP_DEFLATED))
+    for extra, said in ((b"", 0), (b"\0" * 8, 0), (b"", 10**6)):
+        data = bytearray(npz({"prediction.npy": content + extra}, zipfile.ZIP_DEFLATED))
+        if said:
+            lengthen(data, said)
+        path.write_bytes(data)
         found = read(path, [["prediction"]])
         if claimed == 10:
             assert "is truncated" in str(found)
