@@ -12,7 +12,9 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -391,7 +393,26 @@ def _write_json(path: str, text: str) -> None:
         print(text)
         return
     with _writing(path):
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        if path.startswith(("/dev/", "/proc/")) or (Path(path).exists() and not Path(path).is_file()):
+            Path(path).write_text(text + "\n", encoding="utf-8")  # A pipe or a device.
+        else:
+            _replace(Path(path).resolve(), text + "\n")
+
+
+def _replace(place: Path, text: str) -> None:
+    """Write a file so that whoever reads it sees what was there before, or all of the text."""
+    unfinished = place.with_name(f".gpubce-{uuid.uuid4().hex}")
+    try:
+        with unfinished.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if place.exists():
+            place.open("a").close()  # A file that must not be written to is not replaced either.
+            shutil.copymode(place, unfinished)
+        unfinished.replace(place)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from gpubce import checks
 from gpubce.arrays.buffer import Buffer, as_numpy
 from gpubce.arrays.registry import Library, library_of
 from gpubce.backends.devices import Gpu, find_gpus
+from gpubce.backends.interruptions import in_one_piece, loading
 from gpubce.errors import ArrayError, DeviceError, InvalidValueError, OptionError
 from gpubce.spec.geometry import Operand, c_strides
 from gpubce.spec.job import Job, Settlement
@@ -61,17 +62,45 @@ def devices() -> Devices:
     >>> gpubce.devices().threads >= 1
     True
     """
-    from gpubce.backends.cpu.launch import thread_count
-
     gpus, reason = find_gpus()
-    return Devices(thread_count(), gpus, reason)
+    return Devices(_on_cpu().thread_count(), gpus, reason)
 
 
 def cpu_engine() -> Engine:
     """The engine for arrays in host memory."""
-    from gpubce.backends.cpu.launch import CpuEngine
+    return _on_cpu().CpuEngine()
 
-    return CpuEngine()
+
+@cache
+def _on_cpu() -> Any:
+    """The module cpu.launch. It and what it brings take 0.4 s to import, so only a call does."""
+    return in_one_piece(_load_for_cpu)
+
+
+def _load_for_cpu() -> Any:
+    with loading:
+        from gpubce.backends import pipeline  # noqa: F401  (for Session.run)
+        from gpubce.backends.cpu import launch
+
+        return launch
+
+
+Result = TypeVar("Result")
+
+
+class made_once(Generic[Result]):
+    """functools.cached_property without the lock that it has in Python 3.11: it was held in one of 20 children forked
+    beside a thread with many calls, and they waited for it forever."""
+
+    def __init__(self, make: Callable[[Any], Result]):
+        self.make = make
+        self.__doc__ = make.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Result:
+        if instance is None:
+            return self  # type: ignore[return-value]
+        value = instance.__dict__[self.make.__name__] = self.make(instance)
+        return value
 
 
 @dataclass(frozen=True)
@@ -89,7 +118,7 @@ class Formula:
     ignore_index: float | int | None = None
     unit: float = 1.0
 
-    @cached_property
+    @made_once
     def features(self) -> dict[str, bool]:
         """The fields of a recipe that these options switch on."""
         return {PARAMETERS[name]: True for name, _ in self.parameters}

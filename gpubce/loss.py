@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 from gpubce import checks, dispatch
@@ -339,11 +338,11 @@ class BinaryCrossEntropy:
 
     # What the options mean to a kernel --------------------------------------------------------------------------------
 
-    @cached_property
+    @dispatch.made_once
     def _reduction(self) -> dispatch.Reduction:
         return dispatch.Reduction(self.reduction, self.denominator, self.axis, self.dtype)  # type: ignore[arg-type]
 
-    @cached_property
+    @dispatch.made_once
     def _formula(self) -> dispatch.Formula:
         parameters: dict[str, float] = {}
         scalar_pos_weight = self.pos_weight if isinstance(self.pos_weight, float) else 1.0

@@ -31,3 +31,19 @@ REFERENCE_RELATIVE = {"float32": 2.0**-50, "float64": 2.0**-102}
 VANISHING = 2.0**16
 """In units of the compute type's smallest normal number, below which results may be 0: the factors of a factor that
 vanished, at most 8^3 from options and 4 from a weight, and at most 30 elements added."""
+
+INTERRUPT_SECONDS = 5.0
+"""From a signal to the exception of its handler in a call that takes a minute. Kernels of about 0.05 s run in between;
+0.2 s was measured with three times as much work as processors."""
+
+ANONYMOUS_MEGABYTES = 200.0
+"""Memory beside mapped files that a call on 3 10^9 elements takes: 0.6 bytes a block of 8192 are 12 MB, as pairs of
+float64 for each sum and pass; the rest is for allocators."""
+
+SOAK_MEGABYTES = 8.0
+"""Growth of the resident memory from one third of a soak to the next: allocators keep and return pages as they like.
+Over ten minutes, 5 bytes a call would be seen."""
+
+SOAK_OBJECTS = 50
+"""Growth of the number of objects between the same thirds: caches of Python and NumPy fill slowly; a leak of one object
+in 100 calls would be seen in ten minutes."""

@@ -1,5 +1,6 @@
 """NumPy arrays, with the bfloat16 of ml_dtypes; lists, numbers and whatever else NumPy reads."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -15,7 +16,8 @@ NAME = "NumPy"
 
 def buffer(array: Any) -> Buffer:
     """Where the array is. A masked array is refused: its mask would be lost."""
-    if isinstance(array, np.ma.MaskedArray):
+    # NumPy imports numpy.ma when it is first asked for: here only a masked array would need it.
+    if "numpy.ma" in sys.modules and isinstance(array, np.ma.MaskedArray):
         raise ArrayError(
             "a NumPy masked array was given, whose mask would be ignored: "
             "pass array.data, and mask=~numpy.ma.getmaskarray(array)"

@@ -1,6 +1,5 @@
 """Which module knows an array: a look-up on its type. A new library is one file and one row."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -9,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import gpubce.arrays.numpy  # noqa: F401  (A child that is forked while another thread imports it could not.)
 from gpubce.arrays.buffer import Buffer
 from gpubce.errors import ArrayError
 
@@ -65,4 +65,10 @@ def library_of(array: Any, argument: str) -> Library:
             f"{argument} is a {type(array).__module__}.{type(array).__qualname__}, which is not an array: pass a "
             "NumPy, CuPy, Numba or PyTorch array, a list, or anything with DLPack or the CUDA array interface"
         )
-    return sys.modules.get(module) or import_module(module)  # type: ignore[return-value]
+    return _loaded(module)
+
+
+@cache
+def _loaded(module: str) -> Library:
+    """Not from sys.modules: a module that another thread is importing is there before it is complete."""
+    return import_module(module)  # type: ignore[return-value]

@@ -5,12 +5,19 @@ the formulas of many files, so its cache entry is keyed by the kernel key, and g
 specification changes.
 """
 
+import contextlib
 import hashlib
 import logging
+import os
+import pickle
+import sys
+import uuid
 from functools import cache
 from pathlib import Path
 
-from numba.core.caching import IndexDataCacheFile
+import llvmlite
+import numba
+from numba.core.serialize import dumps
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 logger = logging.getLogger("gpubce")
@@ -27,30 +34,72 @@ def specification_hash() -> str:
 
 
 def kernel_name(kind: str, key: object) -> str:
-    """A short name that tells kernels apart: of the cache's files and of the symbols in the machine code.
-
-    One file per kernel: two processes that save different kernels at once never choose the same file.
-    """
+    """A short name that tells kernels apart: of the cache's files and of the symbols in the machine code."""
     return f"gpubce_{kind}_{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
 
 
-def keep_on_disk(dispatcher, base: type) -> None:
-    """Give a Numba dispatcher a cache of class ``base`` (Numba's, for its target) with our keys.
+class _KernelFiles:
+    """What a cache of Numba's keeps its kernels in: here one file for each kernel and kind of processor.
 
-    Numba has no public way to choose the key. If its internals change, kernels are compiled in each process instead.
+    Numba's own class has an index beside the kernels. Of two processes that save at once, one's index may then point
+    to the other's kernel, and what a damaged file does is not known. Here a file begins with a hash of what it is for
+    and of all that follows, and is written under another name first. A file that is not as it should be is not read.
+    """
+
+    def __init__(self, folder: str, name: str):
+        self._start = os.path.join(folder, name)
+
+    def _place(self, key: object) -> tuple[str, bytes]:
+        """The file for a key of the cache, and what its hash begins with: all that decides what is in it."""
+        path = f"{self._start}.{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
+        versions = sys.version, numba.__version__, llvmlite.__version__, specification_hash()
+        return path, repr((os.path.basename(path), key, versions)).encode()
+
+    def load(self, key: object) -> object:
+        """What was saved, or None."""
+        path, purpose = self._place(key)
+        try:
+            with open(path, "rb") as file:
+                digest, data = file.read(32), file.read()
+        except OSError:
+            return None
+        return pickle.loads(data) if hashlib.sha256(purpose + data).digest() == digest else None
+
+    def save(self, key: object, content: object) -> None:
+        """Keep it, whole or not at all."""
+        path, purpose = self._place(key)
+        data = dumps(content)
+        unfinished = f"{path}.{uuid.uuid4().hex[:16]}.tmp"
+        try:
+            with open(unfinished, "wb") as file:
+                file.write(hashlib.sha256(purpose + data).digest() + data)
+            os.replace(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            raise
+
+
+def keep_on_disk(dispatcher, base: type) -> None:
+    """Give a Numba dispatcher a cache of class ``base`` (Numba's, for its target) with our keys and files.
+
+    Numba has no public way to choose them. If its internals change, or nothing can be written, kernels are compiled in
+    each process instead.
     """
 
     class SpecificationCache(base):
         def __init__(self, function):
             super().__init__(function)
-            self._cache_file = IndexDataCacheFile(
-                cache_path=self._cache_path,
-                filename_base=self._impl.filename_base,
-                source_stamp=specification_hash(),
-            )
+            self._cache_file = _KernelFiles(self._cache_path, self._impl.filename_base)
 
         def _index_key(self, signature, codegen):
             return signature, codegen.magic_tuple()
+
+        def save_overload(self, signature, data):
+            try:
+                super().save_overload(signature, data)
+            except OSError as error:
+                logger.info("a kernel is not kept on disk: %s", error)
 
     try:
         dispatcher._cache = SpecificationCache(dispatcher.py_func)

@@ -260,11 +260,17 @@ def whole(key: KernelKey):
     return blocks
 
 
+def tiles(outputs: int, plan: Plan) -> int:
+    """How many tiles of at most ``lanes`` outputs there are."""
+    return -(-outputs // plan.lanes)
+
+
 def along_axes(key: KernelKey):
     """Sum runs of ``chunk`` reduced elements of each output, in order. Element r of output o has index r outputs + o.
 
-    Run c leaves the pair of sum k for output o at partials[k, :, c, o]. A row of scratch holds as many reduced
-    elements of a tile of outputs as fit; they are then added to the partials one reduced element after the other.
+    One task is one run of one tile of outputs. Run c leaves the pair of sum k for output o at partials[k, :, c, o]. A
+    row of scratch holds as many reduced elements of the tile as fit; they are then added to the partials one reduced
+    element after the other.
     """
     row = _row(key)
     sums = len(key.recipe.sums)
@@ -274,37 +280,39 @@ def along_axes(key: KernelKey):
 
     def runs(first, last, reduced, outputs, addresses, geometry, parameters, ignored, scratch, partials, count):
         tile = min(outputs, lanes)
+        across = (outputs + tile - 1) // tile
         together = lanes // tile if tile == outputs else 1
-        for run in range(first, last):
+        for task in range(first, last):
+            run = task // across
+            left = task % across * tile
             end = min((run + 1) * chunk, reduced)
-            for left in range(0, outputs, tile):
-                wide = min(tile, outputs - left)
+            wide = min(tile, outputs - left)
+            for k in range(sums):
+                hi_cell = partials + 8 * ((2 * k * count + run) * outputs + left)
+                lo_cell = partials + 8 * (((2 * k + 1) * count + run) * outputs + left)
+                for o in range(wide):
+                    store_real(hi_cell, o, 0.0)
+                    store_real(lo_cell, o, 0.0)
+            r = run * chunk
+            while r < end:
+                taken = min(together, end - r)
+                _clear(scratch, 2 * sums * lanes)
+                row(r * outputs + left, taken * wide, addresses, geometry, parameters, ignored, scratch)
                 for k in range(sums):
                     hi_cell = partials + 8 * ((2 * k * count + run) * outputs + left)
                     lo_cell = partials + 8 * (((2 * k + 1) * count + run) * outputs + left)
-                    for o in range(wide):
-                        store_real(hi_cell, o, 0.0)
-                        store_real(lo_cell, o, 0.0)
-                r = run * chunk
-                while r < end:
-                    taken = min(together, end - r)
-                    _clear(scratch, 2 * sums * lanes)
-                    row(r * outputs + left, taken * wide, addresses, geometry, parameters, ignored, scratch)
-                    for k in range(sums):
-                        hi_cell = partials + 8 * ((2 * k * count + run) * outputs + left)
-                        lo_cell = partials + 8 * (((2 * k + 1) * count + run) * outputs + left)
-                        cell = scratch + k * per_sum
-                        for step in range(taken):
-                            for o in range(wide):
-                                hi, lo = merge_pairs(
-                                    load_real(hi_cell, o),
-                                    load_real(lo_cell, o),
-                                    load_real(cell, step * wide + o),
-                                    load_real(cell + low, step * wide + o),
-                                )
-                                store_real(hi_cell, o, hi)
-                                store_real(lo_cell, o, lo)
-                    r += taken
+                    cell = scratch + k * per_sum
+                    for step in range(taken):
+                        for o in range(wide):
+                            hi, lo = merge_pairs(
+                                load_real(hi_cell, o),
+                                load_real(lo_cell, o),
+                                load_real(cell, step * wide + o),
+                                load_real(cell + low, step * wide + o),
+                            )
+                            store_real(hi_cell, o, hi)
+                            store_real(lo_cell, o, lo)
+                r += taken
 
     return runs
 
