@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -207,7 +206,7 @@ class Evaluator:
             total |= dict.fromkeys(SUMS, math.nan)
         weight, positives = total["weight"], total["positives"]
         loss = float(self.loss.finish(state))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             over = lambda a, b: float(np.float64(a) / np.float64(b))  # noqa: E731  (0 / 0 is NaN, as everywhere here)
             base_rate = over(positives, weight)
             return Report(
@@ -267,7 +266,7 @@ class Evaluator:
 def _are_numbers(values: Any, axes: int) -> bool:
     """Whether these are lists in lists of numbers, as JSON has them: to convert others (a range) may not even end."""
     if axes == 0:
-        return isinstance(values, Real)
+        return isinstance(values, int | float)
     return isinstance(values, list | tuple) and all(_are_numbers(value, axes - 1) for value in values)
 
 

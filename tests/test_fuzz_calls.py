@@ -929,7 +929,7 @@ def test_a_result_of_another_type_than_was_asked_for_is_refused():
             BinaryCrossEntropy(from_logits=True, dtype=kind)(x, y)
 
 
-@examples(600, 50_000)
+@examples(600, 20_000)
 def test_any_call_gives_a_result_or_an_error_of_the_package(profile):
     @profile
     @given(any_calls())
@@ -1095,13 +1095,13 @@ def finishes(state: LossState, reduction: str, denominator: str) -> None:
     assert np.array_equal(in_numpy(found), expected, equal_nan=True)
 
 
-@examples(300, 20_000)
+@examples(300, 5_000)
 def test_a_state_is_finished_or_refused(profile):
     denominators = st.sampled_from(["elements", "weights", "positives", "rows"])
     profile(given(states(), st.sampled_from(["mean", "sum"]), denominators)(finishes))()
 
 
-@examples(200, 20_000)
+@examples(200, 5_000)
 def test_states_merge_or_are_refused(profile):
     def merges(one: LossState, two: LossState) -> None:
         try:
@@ -1156,7 +1156,7 @@ def damaged(draw, saved: Any) -> Any:
     return changed
 
 
-@examples(300, 20_000)
+@examples(300, 5_000)
 @pytest.mark.parametrize("per_label", [False, True])
 def test_a_saved_state_is_loaded_or_refused(per_label, profile):
     saved = json.loads(json.dumps(evaluator_of(per_label).state_dict()))

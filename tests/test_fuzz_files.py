@@ -183,7 +183,7 @@ def mutated(draw, suffix: str) -> bytes:
     return bytes(data)
 
 
-@examples(150, 20_000)
+@examples(150, 4_000)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damaged_files_are_read_or_refused(suffix, profile, tmp_path):
     numbers = iter(range(10**9))
@@ -200,7 +200,7 @@ def test_damaged_files_are_read_or_refused(suffix, profile, tmp_path):
     law()
 
 
-@examples(60, 5_000)
+@examples(60, 1_500)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_command_on_damaged_files_gives_figures_or_one_line(suffix, profile, tmp_path):
     numbers = iter(range(10**9))
