@@ -32,17 +32,16 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".exhaustive" / "mutation"
 SURVIVORS = ROOT / "ci" / "mutation_survivors.toml"
 
-_EVERYTHING = [
-    f"tests/test_oracle.py::test_options_agree_with_the_oracle[everything-{real}-{space}]"
-    for real in ("float32", "float64")
-    for space in ("logits", "probabilities")
-]
 _FORMULAS = [
-    *_EVERYTHING,
-    "tests/test_accuracy.py",
+    "tests/test_oracle.py::test_options_agree_with_the_oracle[everything-float32-logits]",
+    "tests/test_oracle.py::test_options_agree_with_the_oracle[everything-float32-probabilities]",
+    "tests/test_accuracy.py::test_float32_logits_keep_the_promises",
+    "tests/test_accuracy.py::test_float64_keeps_the_promises",
+    "tests/test_accuracy.py::test_float32_probabilities_keep_the_promises",
     "tests/test_edges.py",
-    "tests/test_matrix.py",
     "tests/test_oracle.py",
+    "tests/test_accuracy.py",
+    "tests/test_matrix.py",
 ]
 _CALLS = ["tests/test_errors.py", "tests/test_arrays.py", "tests/test_evaluator.py", "tests/test_plan.py"]
 
