@@ -114,6 +114,35 @@ def test_weights_and_masks_may_be_numbers(library):
         assert np.isnan(to_numpy(mean(make(x), make(y), mask=False)))
 
 
+class OnlyOnADevice:
+    """Numba's device arrays have no tolist."""
+
+    def __init__(self, array):
+        self.array = np.array(array)
+
+    def copy_to_host(self):
+        return self.array
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor, OnlyOnADevice])
+def test_numbers_for_labels_come_in_lists_and_in_arrays(make):
+    expected = BinaryCrossEntropy(pos_weight=(1.0, 2.5), class_weight=(1.0, 2.5), label_weight=(1.0, 2.5))
+    given = make([1.0, 2.5])
+    assert BinaryCrossEntropy(pos_weight=given, class_weight=given, label_weight=given) == expected
+    if make not in (list, tuple):
+        assert BinaryCrossEntropy(pos_weight=make(2.5)) == BinaryCrossEntropy(pos_weight=2.5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (1, 1), (1, 4), (6, 1)], ids=str)
+def test_weights_and_masks_broadcast(shape):
+    weight, mask = np.linspace(0.5, 2.0, np.prod(shape)).reshape(shape), np.arange(np.prod(shape)).reshape(shape) != 1
+    full = {"weight": np.array(np.broadcast_to(weight, X.shape)), "mask": np.array(np.broadcast_to(mask, X.shape))}
+    for one, two in zip(
+        mean.value_and_grad(X, Y, weight=weight, mask=mask), mean.value_and_grad(X, Y, **full), strict=True
+    ):
+        assert same(one, two)
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_types_follow_the_table(name):
     numpy_type, torch_type, elements, reduced = TYPES[name]
@@ -195,6 +224,16 @@ def test_views_give_the_bits_of_copies(view):
         assert [same(*pair) for pair in zip(found, expected, strict=True)] == [True, True]
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_axes_are_counted_from_either_end(axis):
+    found = [
+        BinaryCrossEntropy(from_logits=True, axis=k, label_axis=k, label_weight=np.arange(1, 1 + X.shape[axis]))(X, Y)
+        for k in (axis, axis - 2)
+    ]
+    assert same(*found)
+    assert found[0].shape == (X.shape[1 - axis],)
+
+
 def test_expanded_tensors():
     x, y = (torch.tensor(array[:1]).expand(6, 4) for array in (X, Y))
     assert same(mean(x, y), mean(np.tile(X[:1], (6, 1)), np.tile(Y[:1], (6, 1))))
@@ -207,6 +246,7 @@ ROOMS = {
     "transposed": lambda make: make(np.full((4, 6), 99.0)).T,
     "every second": lambda make: make(np.full((6, 8), 99.0))[:, ::2],
 }
+NEW_AXES = {"first": (None, slice(None)), "last": (slice(None), None)}
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["NumPy", "PyTorch"])
@@ -227,6 +267,15 @@ def test_nothing_is_written_between_the_elements_of_an_output():
     mean.value_and_grad(X, Y, grad_out=wide[:, ::2])
     assert (wide[:, 1::2] == 99.0).all()
     assert same(wide[:, ::2], mean.value_and_grad(X, Y)[1])
+
+
+@pytest.mark.parametrize("index", NEW_AXES.values(), ids=NEW_AXES)
+def test_outputs_may_have_a_new_axis(index):
+    """Its stride is 0 in NumPy."""
+    room = np.full(6, 99.0)
+    written = each(X[:, 0][index], Y[:, 0][index], out=room[index])
+    assert same(room, each(X[:, 0], Y[:, 0]))
+    assert same(written, room[index])
 
 
 def test_outputs_of_other_libraries_are_written():

@@ -1,5 +1,6 @@
 """Promise 7: bad input is loud. What is refused, with which exception, and what its message says."""
 
+from dataclasses import replace
 from functools import partial
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from gpubce.errors import (
     ShapeError,
     StateError,
 )
+from tests.cases import dtype
 
 X = np.float32([0.5, -1.0, 2.0])
 Y = np.float32([1.0, 0.0, 1.0])
@@ -32,6 +34,14 @@ each, mean, probabilities = logits(reduction="none"), logits(), BinaryCrossEntro
 room = np.zeros(4, np.float32)
 fixed = np.zeros((), np.float32)
 fixed.flags.writeable = False
+shared = np.lib.stride_tricks.as_strided(np.zeros(5, np.float32), (2, 3), (8, 4))
+summed = mean.state(X, Y)
+
+
+def finished(**changes):
+    """Finish a state that somebody changed."""
+    return mean.finish(replace(summed, **changes))
+
 
 OPTIONS = [
     ({"reduction": "avg"}, "reduction='avg'", "'none', 'sum', 'mean'"),
@@ -41,6 +51,9 @@ OPTIONS = [
     ({"axis": 0, "reduction": "none"}, "axis=(0,)", "reduction='none'", "leave one of them out"),
     ({"axis": ()}, "axis=()", "leave it out"),
     ({"axis": 1.0}, "axis=1.0", "number of an axis"),
+    ({"axis": True}, "axis=True", "number of an axis"),
+    ({"axis": 2**31}, "axis=2147483648", "number of an axis"),
+    ({"axis": -(2**31)}, "axis=-2147483648", "number of an axis"),
     ({"label_axis": "last"}, "label_axis='last'", "number of an axis"),
     ({"from_logits": 1}, "from_logits=1", "True or False"),
     ({"pos_weight": -1.0}, "pos_weight=-1.0", "not negative"),
@@ -89,12 +102,36 @@ CALLS = [
     (lambda: mean(X, Y, weight=Y.astype(">f4")), ArrayError, "weight", ">f4", "astype('float32')"),
     (lambda: logits(axis=1)(X, Y), ShapeError, "axis=(1,)", "(3,)"),
     (lambda: logits(axis=(0, -2))(X2, Y2), ShapeError, "axis=(0, -2)", "(2, 3)", "twice"),
-    (lambda: logits(pos_weight=[1, 2, 3])(X, Y), ShapeError, "pos_weight has 3 values", "(3,)", "1 label"),
-    (lambda: logits(pos_weight=[1, 2])(X2, Y2), ShapeError, "pos_weight has 2 values", "3 labels", "label_axis"),
+    (
+        lambda: logits(pos_weight=[1, 2, 3])(X, Y),
+        *(ShapeError, "pos_weight has 3 values", "shape (3,), which is one label, has 1 label:"),
+    ),
+    (
+        lambda: logits(pos_weight=[1, 2])(X2, Y2),
+        *(ShapeError, "pos_weight has 2 values", "axis -1 of shape (2, 3) has 3 labels:", "label_axis"),
+    ),
     (lambda: logits(label_weight=[1, 2], label_axis=2)(X2, Y2), ShapeError, "label_axis=2", "(2, 3)"),
     (lambda: logits(ignore_index=300)(X, Y.astype(np.int8)), OptionError, "ignore_index=300", "int8"),
     (lambda: logits(ignore_index=np.nan)(X, Y.astype(int)), OptionError, "ignore_index", "NaN", "int64"),
-    (lambda: logits(ignore_index=0.1)(X, Y.astype(np.float16)), OptionError, "ignore_index=0.1", "float16"),
+    *(
+        (partial(lambda value, kind: logits(ignore_index=value)(X, Y.astype(kind)), *row), OptionError, *words)
+        for *row, words in [
+            (2, bool, ("ignore_index=2", "bool")),
+            (0.5, bool, ("ignore_index=0.5", "bool")),
+            (128, np.int8, ("ignore_index=128", "int8")),
+            (-129, np.int8, ("ignore_index=-129", "int8")),
+            (1.5, np.int8, ("ignore_index=1.5", "int8")),
+            (np.inf, np.int8, ("ignore_index=inf", "int8")),
+            (-1, np.uint64, ("ignore_index=-1", "uint64")),
+            (2**64, np.uint64, ("ignore_index=18446744073709551616", "uint64")),
+            (0.1, np.float16, ("ignore_index=0.1", "float16")),
+            (1e5, np.float16, ("ignore_index=100000.0", "float16")),
+            (0.1, ml_dtypes.bfloat16, ("ignore_index=0.1", "bfloat16")),
+            (1 + 2.0**-8, ml_dtypes.bfloat16, ("ignore_index=1.00390625", "bfloat16")),
+            (0.5 + 2.0**-40, ml_dtypes.bfloat16, ("ignore_index=0.5000", "bfloat16")),
+            (np.int64(2**53 + 1), np.float64, ("ignore_index=", "9007199254740993", "float64")),
+        ]
+    ),
     (lambda: mean(X, Y, device="gpu"), OptionError, "device='gpu'", "'auto', 'cpu', 'cuda'"),
     (lambda: mean(X, Y, check="never"), OptionError, "check='never'", "'auto', True, False"),
     (lambda: mean(X, Y, check=np.ones(2)), OptionError, "check=", "'auto', True, False"),
@@ -107,10 +144,13 @@ CALLS = [
     (lambda: each(X, Y, out=X), ArrayError, "out", "logits", "array of its own"),
     (lambda: each(X, Y, out=Y), ArrayError, "out", "targets", "array of its own"),
     (lambda: logits(axis=0)(X2, Y2, out=np.zeros(6, np.float32)[::2]), ArrayError, "out", "C-contiguous"),
+    (lambda: logits(reduction="none")(X2, Y2, out=shared), ArrayError, "out", "share memory"),
     (lambda: mean.value_and_grad(room[:3], Y, grad_out=room[1:]), ArrayError, "grad_out", "logits itself"),
     (lambda: mean.value_and_grad(X, Y, grad_out=Y), ArrayError, "grad_out", "targets", "array of its own"),
     (lambda: each.value_and_grad(X, Y, out=room[:3], grad_out=room[1:]), ArrayError, "out", "grad_out"),
+    (lambda: each.value_and_grad(X, Y, out=room[:3], grad_out=room[:3]), ArrayError, "out", "grad_out"),
     (lambda: mean.grad_and_hess(X, Y, hess_out=room[:3], grad_out=room[1:]), ArrayError, "hess_out", "grad_out"),
+    (lambda: mean.grad_and_hess(X, Y, hess_out=room[:3], grad_out=room[:3]), ArrayError, "hess_out", "grad_out"),
     (lambda: mean.value_and_grad(X, Y, grad_out=np.zeros(3)), DtypeError, "grad_out", "float64", "float32"),
     (lambda: mean.value_and_grad(X, Y, grad_scale=np.ones(2)), ShapeError, "grad_scale", "2 float64", "one"),
     (lambda: mean.value_and_grad(X, Y, grad_scale=np.nan), OptionError, "grad_scale=nan", "finite"),
@@ -122,6 +162,15 @@ CALLS = [
     (lambda: mean.state(X, Y).merge(3), StateError, "LossState", "int"),
     (lambda: logits(denominator="weights").finish(mean.state(X, Y)), StateError, "'weight'"),
     (lambda: mean.finish(3.0), OptionError, "LossState", "float"),
+    (lambda: finished(sums=list(summed.sums)), StateError, "state.sums=['loss', ", "tuple of names"),
+    (lambda: finished(sums=("loss", "count", 3)), StateError, "state.sums=('loss', 'count', 3)", "tuple of names"),
+    (lambda: finished(values=summed.values.astype(np.float32)), StateError, "state.values is float32", "float64"),
+    (lambda: finished(values=summed.values[:2]), StateError, "shape (2, 2)", "3 sums", "(3, 2)"),
+    (lambda: finished(values=summed.values[:, :1]), StateError, "shape (3, 1)", "(3, 2)"),
+    (lambda: finished(values=summed.values[0]), StateError, "shape (2,)", "(3, 2)"),
+    (lambda: finished(values=np.zeros((3, 2, 4))[..., ::2]), ArrayError, "state.values", "gaps", "C-contiguous"),
+    (lambda: finished(rows=True), StateError, "state.rows=True", "not a number"),
+    (lambda: finished(rows="3"), StateError, "state.rows='3'", "not a number"),
     (lambda: gpubce.binary_cross_entropy(X, Y, posweight=3), OptionError, "'posweight'", "pos_weight"),
     (lambda: gpubce.binary_cross_entropy(X, Y, from_logits=True), OptionError, "from_logits", "other function"),
     (lambda: Evaluator(posweight=3), OptionError, "'posweight'", "pos_weight"),
@@ -141,6 +190,71 @@ def refused(call, error, *fragments):
 @pytest.mark.parametrize("row", OPTIONS, ids=lambda row: str(row[0])[:60])
 def test_options_are_checked_when_the_object_is_made(row):
     refused(lambda: BinaryCrossEntropy(**row[0]), OptionError, *row[1:])
+
+
+WRITTEN = [
+    ("x" * 198, "'" + 198 * "x" + "'"),
+    ("x" * 199, "'" + 196 * "x" + "..."),
+    ([[["x"]]], "[[['x']]]"),
+    ([[[["x"]]]], "<list>"),
+    ([0] * 200, "[" + 65 * "0, " + "0..."),
+    ([0] * 201, "<list>"),
+    ({"a": (1, {2})}, "{'a': (1, {2})}"),
+    ({"a": mean}, "<dict>"),
+    ([10**5000], "<list>"),
+    (np.complex64(2), repr(np.complex64(2))),
+    (np.ones(2), "<ndarray>"),
+    ("a  b\N{NO-BREAK SPACE}", "'a b\\xa0'"),
+]
+
+
+@pytest.mark.parametrize("row", WRITTEN, ids=lambda row: row[1][:20])
+def test_a_wrong_value_is_shown_in_200_characters(row):
+    value, text = row
+    refused(lambda: logits(gamma=value), OptionError, f"gamma={text} is not a number")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"alpha": 0}, {"alpha": 1}, {"class_weight": (0, 1)}, {"class_weight": (1, 0)}, {"pos_weight": 0}],
+    ids=str,
+)
+def test_the_ends_of_a_range_belong_to_it(options):
+    assert np.isfinite(logits(**options)(X, Y))
+
+
+@pytest.mark.parametrize("axis", [2**31 - 1, 1 - 2**31, np.int64(63)])
+def test_the_number_of_an_axis_has_31_bits(axis):
+    assert logits(axis=axis).axis == (axis,)
+    assert logits(label_axis=axis).label_axis == axis
+
+
+SMALLEST, LARGEST = (float(getattr(np.finfo(np.float32), end)) for end in ("tiny", "max"))
+TOO_SMALL, TOO_LARGE = SMALLEST / 2, LARGEST * 2
+HELD = [
+    ({"eps": SMALLEST}, {"eps": TOO_SMALL}, "eps"),
+    ({"gamma": SMALLEST}, {"gamma": TOO_SMALL}, "gamma"),
+    ({"pos_weight": LARGEST}, {"pos_weight": TOO_LARGE}, "pos_weight times class_weight"),
+    ({"pos_weight": (TOO_SMALL, 0, LARGEST)}, {"pos_weight": (0, 0, TOO_LARGE)}, "the largest pos_weight"),
+]
+
+
+@pytest.mark.parametrize("row", HELD, ids=lambda row: row[2])
+def test_numbers_are_those_that_the_type_of_the_call_holds(row):
+    """Float64 predictions are computed in float64, which holds all of these."""
+    held, too_far, words = row
+    p = np.full((2, 3), 0.5, np.float32)
+    assert not np.isnan(BinaryCrossEntropy(**held)(p, Y2))
+    refused(
+        lambda: BinaryCrossEntropy(**too_far)(p, Y2), OptionError, f"{words} is ", "float32, which holds 1.2e-38 to"
+    )
+    assert not np.isnan(BinaryCrossEntropy(**too_far)(p.astype(np.float64), Y2))
+
+
+def test_a_grad_scale_may_be_too_small_to_hold():
+    for scale in (TOO_SMALL, SMALLEST, np.float32(SMALLEST)):
+        assert (abs(mean.value_and_grad(X, Y, grad_scale=scale)[1]) < SMALLEST).all()
+    refused(lambda: mean.value_and_grad(X, Y, grad_scale=TOO_LARGE), OptionError, "grad_scale is ", "float32")
 
 
 @pytest.mark.parametrize("row", CALLS, ids=[f"{row[1].__name__}-{' '.join(row[2:4])}"[:60] for row in CALLS])
@@ -168,6 +282,10 @@ def test_tensors_are_checked():
     refused(lambda: mean.value_and_grad(x, y, grad_out=torch.zeros(1).expand(3)), ArrayError, "grad_out", "broadcast")
     refused(lambda: mean.state(x, y) + mean.state(X, Y), StateError, "torch", "numpy", "to_host()")
     refused(lambda: mean(x, 7 * y), InvalidValueError, "targets[0] is 7.0")
+    refused(lambda: logits(pos_weight=x.to("meta")), OptionError, "pos_weight", "values cannot be read")
+    freed = x.clone()
+    freed.untyped_storage().resize_(0)
+    refused(lambda: logits(pos_weight=freed), OptionError, "pos_weight", "values cannot be read", "was freed")
 
 
 def test_cuda_without_a_gpu_is_an_error_and_not_a_fallback(monkeypatch):
@@ -241,6 +359,28 @@ def test_what_is_not_counted_is_never_invalid():
     assert mean(X, wrong, mask=counted) == mean(X[counted], Y[counted])
     assert logits(ignore_index=7)(X, wrong) == mean(X[counted], Y[counted])
     assert logits(ignore_index=np.nan)(X, np.float32([1.0, np.nan, 1.0])) == mean(X[counted], Y[counted])
+
+
+IGNORED = {
+    "bool": (0, 1),
+    "int8": (-128, -1, 127, np.int8(2), 2.0),
+    "uint8": (2, 255),
+    "int64": (-(2**63), 2**63 - 1),
+    "uint64": (2, 2**63 - 1, 2**63, 2**64 - 1, np.uint64(2**63)),
+    "float16": (0.5, -1, 65504.0),
+    "bfloat16": (0.5, -1, 1 + 2.0**-7, 3.0e38 // 2**121 * 2**121),
+    "float64": (0.1, 2**53, np.int64(2**53), np.inf),
+}
+
+
+@pytest.mark.parametrize("kind", IGNORED)
+def test_every_value_of_the_targets_type_can_be_ignored(kind):
+    for value in IGNORED[kind]:
+        targets = np.array([1, 0, 1, 0]).astype(dtype(kind))
+        targets[1] = value
+        kept = targets != targets[1]
+        x, y = np.float32([0.5, -1.0, 2.0, 0.25]), np.float32([1, 0, 1, 0])
+        assert logits(ignore_index=value)(x, targets) == mean(x[kept], y[kept]), value
 
 
 def test_the_element_that_is_named_is_invalid_itself():
