@@ -161,8 +161,9 @@ def run(module: str, timeout: int, first: int | None, again: bool) -> None:
                 subprocess.run(ask.split(), cwd=tree, check=True)
                 subprocess.run(["cosmic-ray", "init", settings, session], cwd=tree, check=True)
                 select(session, (ROOT / module).read_text())
-            elif again:
-                with sqlite3.connect(session) as database:
+            with sqlite3.connect(session) as database:  # No test has met those that a stopped server left.
+                database.execute("DELETE FROM work_results WHERE test_outcome = 'INCOMPETENT'")
+                if again:
                     database.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
             subprocess.run(["cosmic-ray", "exec", settings, session], cwd=tree, check=True)
         finally:
@@ -235,6 +236,9 @@ def report() -> int:
             pending = sum(1 for _ in database.pending_work_items)
             for _, result in database.results:
                 if result.worker_outcome == WorkerOutcome.SKIPPED:
+                    continue
+                if result.test_outcome == TestOutcome.INCOMPETENT:
+                    pending += 1
                     continue
                 if result.test_outcome == TestOutcome.SURVIVED:
                     survived += 1
