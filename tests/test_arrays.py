@@ -1,9 +1,11 @@
 """Promise 6 on a CPU: whatever library, type, shape and strides come in, and what comes back."""
 
+import ctypes
 import os
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 
 import gpubce
 from gpubce import BinaryCrossEntropy, dispatch
-from gpubce.errors import ArrayError, DeviceError
+from gpubce.arrays import dlpack
+from gpubce.backends.devices import Gpu
+from gpubce.errors import ArrayError, DeviceError, OptionError
 from tests.cases import bits
 
 torch = pytest.importorskip("torch", reason="PyTorch is one of the libraries here")
@@ -141,6 +145,19 @@ def test_weights_and_masks_broadcast(shape):
         mean.value_and_grad(X, Y, weight=weight, mask=mask), mean.value_and_grad(X, Y, **full), strict=True
     ):
         assert same(one, two)
+
+
+@pytest.mark.parametrize("make", [float, np.float32, np.int64, np.array, OnlyArray, torch.tensor])
+def test_derivatives_may_be_scaled(make):
+    """By a number, or by one in an array: that of a chain rule."""
+    x, y = (torch.tensor(X), torch.tensor(Y)) if make is torch.tensor else (X, Y)
+    for loss, at in ((mean, np.s_[:]), (mean, np.s_[:1, :1]), (each, np.s_[:])):
+        one = loss.value_and_grad(x[at], y[at])[1]
+        value, gradient = loss.value_and_grad(x[at], y[at], grad_scale=make(2.0))
+        assert same(value, loss(x[at], y[at]))
+        assert same(gradient, 2 * one)
+    found, plain = mean.grad_and_hess(x, y, grad_scale=make(2.0)), mean.grad_and_hess(x, y)
+    assert [same(scaled, 2 * one) for scaled, one in zip(found, plain, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -360,6 +377,65 @@ def test_cupy_arrays_are_refused(no_gpu):
         mean(array, array)
     with pytest.raises(ArrayError, match="logits is an array of CuPy, targets one of NumPy"):
         mean(array, lent)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """One that is found; nothing runs on it."""
+    monkeypatch.setattr(dispatch, "find_gpus", lambda: ((Gpu(0, "H200", (9, 0)),), ""))
+
+
+def test_host_arrays_stay_on_the_cpu(a_gpu, monkeypatch):
+    """Unless device="cuda" asks for the GPU, or "auto" for as many elements as are worth it."""
+    value = mean(X, Y)
+    assert mean(X, Y, device="cpu") == value
+    monkeypatch.setattr(dispatch, "BREAK_EVEN", 10)
+    chosen = {(device, n): dispatch._wants_gpu(device, n) for device in ("auto", "cpu", "cuda") for n in (0, 9, 10, 11)}
+    assert {key for key, wants in chosen.items() if wants} == {
+        *(("auto", 10), ("auto", 11)),
+        *(("cuda", n) for n in (0, 9, 10, 11)),
+    }
+    monkeypatch.setattr(dispatch, "find_gpus", lambda: ((), "there is no driver"))
+    assert not dispatch._wants_gpu("auto", 10)
+
+
+class Stream:
+    """What streams of other libraries are: a handle in an attribute."""
+
+    def __init__(self, **handle):
+        vars(self).update(handle)
+
+
+STREAMS = {
+    "a number": (7, 7),
+    "of CuPy": (Stream(ptr=7), 7),
+    "of PyTorch": (Stream(cuda_stream=7), 7),
+    "of Numba": (Stream(handle=ctypes.c_void_p(7)), 7),
+    "the default one of Numba": (Stream(handle=ctypes.c_void_p(None)), 0),
+}
+
+
+def test_streams_are_known_by_their_handles(a_gpu, monkeypatch):
+    monkeypatch.setattr(dlpack, "stream", lambda like: 99)
+    on_gpu = partial(dispatch.Arguments, OnCuda(), OnCuda())
+    call = dispatch.Session(dispatch.Formula("logit"), on_gpu())
+    assert (call.stream, call.has_own_stream) == (99, False), "the current one of the library"
+    for name, (stream, handle) in STREAMS.items():
+        call = dispatch.Session(dispatch.Formula("logit"), on_gpu(stream=stream))
+        assert (call.stream, call.has_own_stream) == (handle, True), name
+    with pytest.raises(OptionError, match="stream=.* is not a CUDA stream"):
+        dispatch.Session(dispatch.Formula("logit"), on_gpu(stream=Stream(number=7)))
+
+
+def test_devices_are_printed_one_a_line():
+    lines = str(dispatch.Devices(1, (), "there is no driver")).splitlines()
+    assert lines == ["cpu     1 thread; host arrays under device='auto'", "cuda    not used: there is no driver"]
+    lines = str(dispatch.Devices(2, (Gpu(0, "H200", (9, 0)), Gpu(1, "T4", (7, 5))), "")).splitlines()
+    assert lines == [
+        "cpu     2 threads; host arrays under device='auto'",
+        "cuda:0  H200, compute capability 9.0",
+        "cuda:1  T4, compute capability 7.5",
+    ]
 
 
 def test_devices_say_why_there_is_no_gpu(no_gpu):

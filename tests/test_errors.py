@@ -154,6 +154,7 @@ CALLS = [
     (lambda: mean.value_and_grad(X, Y, grad_out=np.zeros(3)), DtypeError, "grad_out", "float64", "float32"),
     (lambda: mean.value_and_grad(X, Y, grad_scale=np.ones(2)), ShapeError, "grad_scale", "2 float64", "one"),
     (lambda: mean.value_and_grad(X, Y, grad_scale=np.nan), OptionError, "grad_scale=nan", "finite"),
+    (lambda: mean.value_and_grad(X, Y, grad_scale=np.array(np.nan)), OptionError, "grad_scale=nan", "finite"),
     (lambda: each.state(X, Y), OptionError, "reduction='none'", "'mean' or 'sum'"),
     (lambda: mean.state(X, Y, sums=("auc",)), OptionError, "sums='auc'", "'weight'"),
     (lambda: mean.state(X, Y).total("weight"), StateError, "'weight'", "loss, count, invalid"),
@@ -216,7 +217,10 @@ def test_a_wrong_value_is_shown_in_200_characters(row):
 
 @pytest.mark.parametrize(
     "options",
-    [{"alpha": 0}, {"alpha": 1}, {"class_weight": (0, 1)}, {"class_weight": (1, 0)}, {"pos_weight": 0}],
+    [
+        *({"alpha": 0}, {"alpha": 1}, {"class_weight": (0, 1)}, {"class_weight": (1, 0)}, {"pos_weight": 0}),
+        *({"label_weight": 0}, {"label_weight": 1e-40}),
+    ],
     ids=str,
 )
 def test_the_ends_of_a_range_belong_to_it(options):

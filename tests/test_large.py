@@ -1,10 +1,14 @@
-"""More elements than 32-bit indices reach, without their memory: broadcast views."""
+"""Promise 5: one pass, and little memory. More elements than 32-bit indices reach, without their memory: broadcast
+views."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 import gpubce
+from gpubce.backends import pipeline
 
 BEYOND = 2**31 + 9
 
@@ -38,3 +42,79 @@ def test_extra_memory_is_that_of_the_blocks():
     extra = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert extra < logits.nbytes / 16
+
+
+LOGITS, TARGETS = np.float32([0.5, -1.0, 2.0]), np.float32([1.0, 0.0, 1.0])
+mean, each = (gpubce.BinaryCrossEntropy(from_logits=True, reduction=reduction) for reduction in ("mean", "none"))
+probabilities = gpubce.BinaryCrossEntropy(log_floor=None)
+MASK = np.array([True, False, True])
+
+
+def in_place(loss, **options):
+    place = np.float32([0.5, 0.25, 1.0])
+    return loss.value_and_grad(place, TARGETS, grad_out=place, **options)
+
+
+PASSES = {
+    "a mean": (lambda: mean(LOGITS, TARGETS), ["prediction target > : loss"]),
+    "a masked mean": (lambda: mean(LOGITS, TARGETS, mask=MASK), ["prediction target mask > : loss count"]),
+    "a mean in bits": (lambda: replace(mean, base=2)(LOGITS, TARGETS), ["prediction target > : loss"]),
+    "elements": (lambda: each(LOGITS, TARGETS), ["prediction target > loss : loss"]),
+    "unchecked elements": (lambda: each(LOGITS, TARGETS, check=False), ["prediction target > loss :"]),
+    "a mean and its gradient": (
+        lambda: mean.value_and_grad(LOGITS, TARGETS),
+        ["prediction target scale > gradient : loss"],
+    ),
+    "a masked mean and its gradient": (
+        lambda: mean.value_and_grad(LOGITS, TARGETS, mask=MASK),
+        ["target mask > : count", "prediction target mask scale > gradient : loss count"],
+    ),
+    "a mean of weighted elements and its gradient": (
+        lambda: mean.value_and_grad(LOGITS, TARGETS, weight=TARGETS),
+        ["prediction target weight scale > gradient : loss"],
+    ),
+    "elements and their gradients": (
+        lambda: each.value_and_grad(LOGITS, TARGETS),
+        ["prediction target > loss gradient : loss"],
+    ),
+    "derivatives": (
+        lambda: mean.grad_and_hess(LOGITS, TARGETS),
+        ["prediction target > gradient hessian : invalid"],
+    ),
+    "unchecked derivatives": (
+        lambda: mean.grad_and_hess(LOGITS, TARGETS, check=False),
+        ["prediction target > gradient hessian :"],
+    ),
+    "a state": (lambda: mean.state(LOGITS, TARGETS), ["prediction target > : loss count invalid"]),
+    "a gradient in place of logits": (lambda: in_place(mean), ["prediction target scale > gradient : loss"]),
+    "a gradient beside probabilities": (
+        lambda: probabilities.value_and_grad(TARGETS, TARGETS, grad_out=np.empty(3, np.float32)),
+        ["prediction target scale > gradient : loss"],
+    ),
+    "a gradient in place of probabilities, which must be judged first": (
+        lambda: in_place(probabilities),
+        ["prediction target > : invalid", "prediction target scale > gradient : loss"],
+    ),
+    "a gradient in place of unchecked probabilities": (
+        lambda: in_place(probabilities, check=False),
+        ["prediction target scale > gradient : loss"],
+    ),
+}
+"""What is read, arrays and then numbers; what is written; and what is summed."""
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_inputs_are_read_once(name, monkeypatch):
+    """Twice only where a gradient is divided by a sum, or written over what must be judged."""
+    call, expected = PASSES[name]
+    passes, run = [], pipeline.run
+
+    def told(job, *rest):
+        recipe = job.recipe
+        numbers = " ".join(["", *recipe.parameters]).replace(" unused", "")
+        passes.append(f"{' '.join(recipe.roles)}{numbers} > {' '.join((*recipe.outputs, ':', *recipe.sums))}")
+        run(job, *rest)
+
+    monkeypatch.setattr(pipeline, "run", told)
+    call()
+    assert passes == expected

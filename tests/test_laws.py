@@ -99,6 +99,31 @@ def test_states_of_parts_merge_to_the_whole(batch, cuts):
         assert (merged.elements, merged.rows, merged.count) == (x.size, x.size, x.size)
 
 
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("denominator", [None, "elements", "weights", "positives", "rows"])
+def test_a_finished_state_is_the_value(denominator, axis):
+    options = {"reduction": "sum"} if denominator is None else {"denominator": denominator}
+    rng = np.random.default_rng(6)
+    x, y, weight = rng.normal(size=(7, 3)), rng.random((7, 3)) / 16, rng.random((7, 3))
+    given = {"weight": weight} if denominator in ("weights", "positives") else {}
+    for label_axis in (-1, 0):
+        loss = logits_loss(axis=axis, label_axis=label_axis, **options)
+        assert same(loss.finish(loss.state(x, y, **given)), loss(x, y, **given))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "label_axis", "rows"),
+    [
+        *[((), None, -1, 1), ((5,), None, -1, 5), ((0,), None, -1, 0), ((0, 3), None, -1, 0), ((3, 0), None, -1, 0)],
+        *[((7, 3), None, -1, 7), ((7, 3), None, 0, 3), ((7, 3), None, 1, 7)],
+        *[((7, 3), 0, -1, 7), ((7, 3), 0, 0, 1), ((7, 3), 1, -1, 1), ((7, 3), 1, 0, 3), ((7, 3), -1, 0, 3)],
+    ],
+)
+def test_rows_are_elements_over_labels(shape, axis, label_axis, rows):
+    zeros = np.zeros(shape)
+    assert logits_loss(axis=axis, label_axis=label_axis).state(zeros, zeros).rows == rows
+
+
 # Weights, masks, ignoring -------------------------------------------------------------------------------------------
 
 
@@ -198,6 +223,15 @@ def test_pos_weight_is_a_class_weight_is_a_vector(batch):
     expected = logits_loss(pos_weight=3.0).value_and_grad(x, y)
     for options in ({"class_weight": (1, 3)}, {"pos_weight": [3.0, 3.0, 3.0]}):
         assert all(map(same, logits_loss(**options).value_and_grad(x, y), expected))
+
+
+@pytest.mark.parametrize("denominator", ["elements", "weights"])
+def test_label_weights_are_weights(denominator):
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=(7, 3)), rng.random((7, 3)) < 0.4
+    for label_weight in ((0.5, 2.0, 1.0), 3.0):
+        found = logits_loss(denominator=denominator, label_weight=label_weight)(x, y)
+        assert same(found, logits_loss(denominator=denominator)(x, y, weight=np.broadcast_to(label_weight, x.shape)))
 
 
 @few

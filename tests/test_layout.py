@@ -2,7 +2,8 @@
 
 import ast
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 
 import gpubce
@@ -10,6 +11,7 @@ from gpubce.spec.recipe import PARAMETERS, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gpubce"
+SPEC = [f"spec.{path.stem}" for path in (PACKAGE / "spec").glob("*.py") if path.stem != "__init__"]
 
 
 def test_backends_have_the_same_files_and_kernels():
@@ -50,6 +52,15 @@ def test_the_readme_names_every_option_and_every_public_name():
         "devices",
     ):
         assert name in readme
+
+
+def test_records_are_immutable():
+    """Equal options are equal objects, and kernels are kept by the recipe they were made from."""
+    for name in ("dispatch", "evaluator", "loss", "arrays.buffer", "backends.devices", *SPEC):
+        module = import_module(f"gpubce.{name}")
+        for kind in vars(module).values():
+            if is_dataclass(kind) and isinstance(kind, type):
+                assert kind.__dataclass_params__.frozen, kind
 
 
 def test_users_meet_no_assert():

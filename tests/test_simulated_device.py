@@ -7,10 +7,13 @@ import sys
 import pytest
 
 PROGRAM = """
+import contextlib
 import numpy as np
 from numba import cuda
 import gpubce
 from gpubce import dispatch
+from gpubce.arrays import numba as device_memory
+from gpubce.backends import pipeline
 from gpubce.spec.plan import Plan
 
 dispatch.PLAN = Plan(lanes=32, rows=2, chunk=8)
@@ -40,16 +43,39 @@ there = [cuda.to_device(array) for array in (logits, targets, weight)]
 there_value, there_gradient = loss.value_and_grad(there[0], there[1], weight=there[2])
 assert hasattr(there_gradient, "copy_to_host")
 assert np.array_equal(there_gradient.copy_to_host(), gradient) and there_value.copy_to_host() == value
+few = [array[:2].copy_to_host() for array in there]
+there_few = [cuda.to_device(array) for array in few]
+for denominator in ("elements", "weights"):
+    mean = gpubce.BinaryCrossEntropy(from_logits=True, denominator=denominator)
+    scaled = mean.value_and_grad(*there_few[:2], weight=there_few[2], grad_scale=cuda.to_device(np.float32([2.0])))[1]
+    expected = mean.value_and_grad(*few[:2], weight=few[2], grad_scale=2.0)[1]
+    assert np.array_equal(scaled.copy_to_host(), expected)
+total = gpubce.BinaryCrossEntropy(from_logits=True, reduction="sum")
+assert total(*there_few[:2], weight=2.5, mask=True).copy_to_host() == total(*few[:2], weight=2.5)
+assert mean.finish(mean.state(*there_few[:2])).copy_to_host() == mean.finish(mean.state(*few[:2]))
+
+# A stream of one's own is that of new arrays too; else they are made on the library's.
+entered = []
+device_memory.on_stream = lambda like, handle: contextlib.nullcontext(entered.append(handle))
+mean(*there_few[:2])
+assert entered == []
+mean(*there_few[:2], stream=0)
+assert entered == [0]
+
 bad = cuda.to_device(np.where(targets, 7, 0).astype(np.int8))
 assert np.isnan(loss(there[0], bad).copy_to_host())
 state = loss.state(there[0], bad)
 assert state.invalid == targets.sum() and state.merge(state).count == 2 * logits.size
+sums, run = [], pipeline.run
+pipeline.run = lambda job, *rest: (sums.append(job.recipe.sums), run(job, *rest))
 try:
     loss(there[0], bad, check=True)
 except gpubce.errors.InvalidValueError as error:
     assert f"{targets.sum()} of 45 elements are invalid" in str(error)
 else:
     raise SystemExit("check=True did not raise")
+assert sums == [("loss", "invalid")], "one pass over the memory of a device"
+pipeline.run = run
 for wrong in ({"device": "cpu"}, {"weight": weight}):
     try:
         loss(there[0], there[1], **wrong)
