@@ -2,7 +2,8 @@
 
     python ci/mutation.py run [MODULE ...]       # every module of TESTS; goes on where it stopped
     python ci/mutation.py run --first 3          # with the first three tests of each module, in a third of the time
-    python ci/mutation.py again [MODULE ...]     # the survivors once more, with the tests as they are now, all of them
+    python ci/mutation.py again [MODULE ...]     # the unlisted survivors once more, with the tests as they are now
+    python ci/mutation.py again MODULE --tests tests/test_laws.py ...       # with those that are thought to kill them
     python ci/mutation.py report                 # the score, and every survivor with its reason, as Markdown
 
 Each module is mutated in a copy of the repository, so the working tree is never touched. A mutant is killed by the
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from functools import cache
 from pathlib import Path
 
 from cosmic_ray.work_db import WorkDB, use_db
@@ -56,14 +58,35 @@ TESTS = {
         "tests/test_edges.py",
         "tests/test_fuzz_calls.py",
         "tests/test_imports.py",
+        "tests/test_layout.py",
     ],
     "gpubce/spec/coefficients.py": _FORMULAS,
-    "gpubce/spec/edges.py": ["tests/test_edges.py"],
+    "gpubce/spec/edges.py": ["tests/test_edges.py", "tests/test_layout.py"],
     "gpubce/spec/elements.py": _FORMULAS,
-    "gpubce/spec/geometry.py": ["tests/test_arrays.py", "tests/test_matrix.py", "tests/test_contract.py"],
-    "gpubce/spec/job.py": ["tests/test_plan.py", "tests/test_evaluator.py", "tests/test_matrix.py"],
-    "gpubce/spec/plan.py": ["tests/test_plan.py", "tests/test_sums.py", "tests/test_contract.py"],
-    "gpubce/spec/precision.py": ["tests/test_arrays.py", "tests/test_matrix.py", "tests/test_errors.py"],
+    "gpubce/spec/geometry.py": [
+        "tests/test_arrays.py",
+        "tests/test_layout.py",
+        "tests/test_matrix.py",
+        "tests/test_contract.py",
+    ],
+    "gpubce/spec/job.py": [
+        "tests/test_layout.py",
+        "tests/test_plan.py",
+        "tests/test_evaluator.py",
+        "tests/test_matrix.py",
+    ],
+    "gpubce/spec/plan.py": [
+        "tests/test_plan.py",
+        "tests/test_layout.py",
+        "tests/test_sums.py",
+        "tests/test_contract.py",
+    ],
+    "gpubce/spec/precision.py": [
+        "tests/test_arrays.py",
+        "tests/test_layout.py",
+        "tests/test_matrix.py",
+        "tests/test_errors.py",
+    ],
     "gpubce/spec/primitives.py": [
         *_FORMULAS[:5],
         "tests/test_plan.py",
@@ -75,9 +98,11 @@ TESTS = {
     "gpubce/spec/recipe.py": ["tests/test_layout.py", "tests/test_errors.py", "tests/test_matrix.py"],
     "gpubce/spec/state.py": [
         "tests/test_evaluator.py",
+        "tests/test_layout.py",
         "tests/test_laws.py",
         "tests/test_plan.py",
         "tests/test_edges.py",
+        "tests/test_simulated_device.py",
     ],
 }
 """The tests that each module's mutants meet, those that kill most first."""
@@ -136,13 +161,13 @@ def folder(module: str) -> Path:
     return STATE / module.replace("/", ".").removesuffix(".py")
 
 
-def run(module: str, timeout: int, first: int | None, again: bool) -> None:
-    """Mutate one module, and run the first so many of its tests."""
+def run(module: str, timeout: int, chosen: list[str], again: bool) -> None:
+    """Mutate one module, and run these tests."""
     place = folder(module)
     session, tree, settings = place / "session.sqlite", place / "tree", place / "settings.toml"
     place.mkdir(parents=True, exist_ok=True)
     copy_repository(tree)
-    tests = [test for test in TESTS[module][:first] if (tree / test.split("::")[0]).exists()]
+    tests = [test for test in chosen if (tree / test.split("::")[0]).exists()]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.setdefault("NUMBA_CACHE_DIR", str(place / "compiled"))
     door = Path(tempfile.mkdtemp()) / "door"
@@ -156,15 +181,19 @@ def run(module: str, timeout: int, first: int | None, again: bool) -> None:
                 f'[cosmic-ray]\nmodule-path = "{module}"\ntimeout = {2.0 * timeout}\nexcluded-modules = []\n'
                 f'test-command = "{ask}"\n[cosmic-ray.distributor]\nname = "local"\n'
             )
+            # Without a mutation every test passes, or "killed" would mean nothing.
+            subprocess.run(ask.split(), cwd=tree, check=True)
             if not session.exists():
-                # Without a mutation every test passes, or "killed" would mean nothing.
-                subprocess.run(ask.split(), cwd=tree, check=True)
                 subprocess.run(["cosmic-ray", "init", settings, session], cwd=tree, check=True)
                 select(session, (ROOT / module).read_text())
             with sqlite3.connect(session) as database:  # No test has met those that a stopped server left.
                 database.execute("DELETE FROM work_results WHERE test_outcome = 'INCOMPETENT'")
                 if again:
-                    database.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
+                    survivors = database.execute(
+                        "SELECT job_id, diff FROM work_results WHERE test_outcome = 'SURVIVED'"
+                    )
+                    unlisted = [(job,) for job, diff in survivors if (module, *changed(diff)) not in reasons()]
+                    database.executemany("DELETE FROM work_results WHERE job_id = ?", unlisted)
             subprocess.run(["cosmic-ray", "exec", settings, session], cwd=tree, check=True)
         finally:
             server.kill()
@@ -220,12 +249,15 @@ def changed(diff: str) -> tuple[str, str]:
     return " ".join(before), " ".join(after)
 
 
+@cache
+def reasons() -> dict[tuple[str, str, str], str]:
+    """Why no test can tell, for each (module, lines before, lines after) that is listed."""
+    rows = tomllib.loads(SURVIVORS.read_text())["survivor"]
+    return {(row["module"], row["before"], row["after"]): row["reason"] for row in rows}
+
+
 def report() -> int:
     """Print the score and the survivors; how many have no reason."""
-    reasons = {}
-    if SURVIVORS.exists():
-        for row in tomllib.loads(SURVIVORS.read_text())["survivor"]:
-            reasons[row["module"], row["before"], row["after"]] = row["reason"]
     score, survivors, unlisted = [], [], 0
     for module in TESTS:
         session = folder(module) / "session.sqlite"
@@ -243,8 +275,8 @@ def report() -> int:
                 if result.test_outcome == TestOutcome.SURVIVED:
                     survived += 1
                     key = (module, *changed(result.diff))
-                    unlisted += key not in reasons
-                    survivors.append((*key, reasons.get(key, "**not explained**")))
+                    unlisted += key not in reasons()
+                    survivors.append((*key, reasons().get(key, "**not explained**")))
                 else:
                     killed += 1
         score.append((module, killed, survived, pending))
@@ -268,11 +300,13 @@ def main():
     parser.add_argument("modules", nargs="*", default=list(TESTS), help="default: all")
     parser.add_argument("--timeout", type=int, default=900, help="seconds until a mutant counts as killed")
     parser.add_argument("--first", type=int, help="so many of each module's tests (default: all)")
+    parser.add_argument("--tests", nargs="+", help="these tests instead of the modules' own")
     arguments = parser.parse_intermixed_args()
     if arguments.what == "report":
         sys.exit(report() > 0)
     for module in arguments.modules:
-        run(module, arguments.timeout, arguments.first, arguments.what == "again")
+        tests = arguments.tests or TESTS[module][: arguments.first]
+        run(module, arguments.timeout, tests, arguments.what == "again")
 
 
 if __name__ == "__main__":
