@@ -97,6 +97,7 @@ TESTS = {
     "gpubce/spec/quantities.py": ["tests/test_evaluator.py", "tests/test_matrix.py", "tests/test_errors.py"],
     "gpubce/spec/recipe.py": ["tests/test_layout.py", "tests/test_errors.py", "tests/test_matrix.py"],
     "gpubce/spec/state.py": [
+        "tests/test_state.py",
         "tests/test_evaluator.py",
         "tests/test_layout.py",
         "tests/test_laws.py",

@@ -1,0 +1,76 @@
+"""Unfinished sums: what a state holds, what it shows, and what two of them are together."""
+
+import math
+import operator
+
+import numpy as np
+import pytest
+
+from gpubce import BinaryCrossEntropy, LossState
+
+LOSS = BinaryCrossEntropy(from_logits=True)
+X, Y = np.float64([[0.5, -1.0], [2.0, 0.25], [-3.0, 1.0]]), np.float64([[1, 0], [0, 1], [1, 1]])
+
+
+def of_pairs(*pairs, elements=1, rows=1.0):
+    return LossState(("loss", "count"), np.float64([*pairs]), elements, rows)
+
+
+class Lent:
+    """An array of another library, which comes to the host by a method of that name."""
+
+    def __init__(self, name, array):
+        setattr(self, name, lambda: array)
+
+
+def test_a_total_is_both_parts_of_its_pair():
+    state = of_pairs((1.0, 2.0**-30), (3.0, 0.0))
+    assert state.total("loss") == 1.0 + 2.0**-30
+    assert (state.count, type(state.count)) == (3, int)
+    assert of_pairs((math.inf, math.nan)).total("loss") == math.inf
+
+
+def test_a_total_is_a_number_or_an_array_over_the_axes_that_are_kept():
+    assert type(LOSS.state(X, Y).total("loss")) is float
+    state = BinaryCrossEntropy(from_logits=True, axis=0).state(X, Y)
+    assert state.shape == (2,)
+    assert state.total("count").tolist() == [3.0, 3.0]
+    assert (state.count, state.invalid) == (6, 0)
+
+
+@pytest.mark.parametrize("method", ["copy_to_host", "get"])
+def test_states_of_other_libraries_come_to_the_host(method):
+    there = of_pairs((1.0, 0.0), (2.0, 0.0), elements=7, rows=3.5)
+    here = LossState(there.sums, Lent(method, there.values), 7, 3.5).to_host()
+    assert here.values is there.values
+    assert (here.sums, here.elements, here.rows) == (("loss", "count"), 7, 3.5)
+
+
+def test_tensors_come_to_the_host():
+    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    values = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    assert LossState(("loss",), values, 1, 1.0).to_host().values.tolist() == [[1.0, 2.0]]
+
+
+def test_two_states_hold_what_both_have_seen():
+    one = of_pairs((1.0, 2.0**-60), (3.0, 0.0), elements=3, rows=1.5)
+    two = of_pairs((2.0**-60, 2.0**-100), (4.0, 0.0), elements=4, rows=2.0)
+    both = one + two
+    assert both.values.tolist() == [[1.0, 2.0**-60 + 2.0**-60 + 2.0**-100], [7.0, 0.0]]
+    assert (both.elements, both.rows, both.count) == (7, 3.5, 7)
+    with pytest.raises(TypeError):
+        operator.add(one, 3)
+
+
+def test_infinite_states_merge_without_a_warning():
+    """A warning fails a test."""
+    infinite = LOSS.state([math.inf], [0])
+    assert LOSS.finish(infinite + infinite) == math.inf
+    assert LOSS.finish(infinite + LOSS.state([1.0], [0])) == math.inf
+
+
+def test_a_state_is_equal_to_itself_only():
+    one, two = (of_pairs((1.0, 0.0), (2.0, 0.0)) for _ in range(2))
+    assert one == one
+    assert one != two
+    assert len({one, two}) == 2
