@@ -62,7 +62,13 @@ TESTS = {
     ],
     "gpubce/spec/coefficients.py": _FORMULAS,
     "gpubce/spec/edges.py": ["tests/test_edges.py", "tests/test_layout.py"],
-    "gpubce/spec/elements.py": _FORMULAS,
+    "gpubce/spec/elements.py": [
+        *_FORMULAS,
+        "tests/test_state.py",
+        "tests/test_errors.py",
+        "tests/test_laws.py",
+        "tests/test_simulated_device.py",
+    ],
     "gpubce/spec/geometry.py": [
         "tests/test_arrays.py",
         "tests/test_layout.py",
@@ -88,6 +94,7 @@ TESTS = {
         "tests/test_errors.py",
     ],
     "gpubce/spec/primitives.py": [
+        "tests/test_primitives.py",
         *_FORMULAS[:5],
         "tests/test_plan.py",
         *_FORMULAS[5:],

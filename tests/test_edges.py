@@ -105,3 +105,15 @@ def test_clipping_holds_where_1_minus_eps_rounds_to_1():
     for eps in (1e-7, 1e-15):
         found = gpubce.binary_cross_entropy(ends, wrong, eps=eps, reduction="none")
         assert found.tolist() == [np.float32(-np.log(eps))] * 2
+
+
+@pytest.mark.parametrize("input_type", ["float32", "float64"])
+def test_the_bounds_of_clipping_belong_to_the_inside(input_type):
+    """Derivatives are 0 outside only."""
+    loss, eps = gpubce.BinaryCrossEntropy(eps=0.125, reduction="none"), 0.125
+    p = np.array([0.12, eps, 1 - eps, 0.88], input_type)
+    y = np.array([1, 1, 0, 0])
+    gradient, hessian = loss.grad_and_hess(p, y)
+    assert gradient.tolist() == [0, -8, 8, 0]
+    assert hessian.tolist() == [0, 64, 64, 0]
+    assert np.unique(loss(p, y)).tolist() == [np.array(-np.log(eps), input_type)]

@@ -62,6 +62,14 @@ def test_two_states_hold_what_both_have_seen():
         operator.add(one, 3)
 
 
+@pytest.mark.parametrize("axis", [None, 0])
+def test_sums_are_found_by_their_names(axis):
+    loss = BinaryCrossEntropy(from_logits=True, axis=axis, denominator="weights")
+    state = loss.state(X, Y, weight=Y + 1)
+    reversed_state = LossState(state.sums[::-1], state.values[::-1].copy(), state.elements, state.rows)
+    assert loss.finish(reversed_state).tobytes() == loss.finish(state).tobytes()
+
+
 def test_infinite_states_merge_without_a_warning():
     """A warning fails a test."""
     infinite = LOSS.state([math.inf], [0])
