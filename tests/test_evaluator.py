@@ -207,6 +207,13 @@ def test_one_class_has_no_entropy_to_compare_with():
     assert (perfect.loss, perfect.calibration_ratio, perfect.brier_score) == (0.0, 1.0, 0.0)
 
 
+def test_certain_predictions_that_are_right_add_nothing():
+    """Not 0 times the infinite logarithm of the other class."""
+    report = seen(([math.inf, -math.inf, 0.0, 0.0], [1, 0, 1, 0])).report()
+    assert report.normalized_entropy == pytest.approx(0.5, rel=SUMS_AGREE)
+    assert report.brier_score == 0.125
+
+
 def test_invalid_elements_are_counted_and_make_the_figures_nan():
     evaluator = Evaluator(from_logits=True)
     evaluator.update([0.5, -1.0, 2.0], [1.0, 7.0, -1.0], check=False)
