@@ -221,7 +221,7 @@ def wrongly_narrowed(words: np.ndarray) -> int:
 
 
 def test_integers_convert_float16():
-    """All float16; and the float32 beside all float16 and beside all points halfway between two."""
+    """All float16; the float32 beside all float16, beside all points halfway between two, and beyond the largest."""
     everything = np.arange(2**16, dtype=np.uint16)
     values = np.empty(2**16, np.float32)
     widen_all(everything, values)
@@ -231,7 +231,8 @@ def test_integers_convert_float16():
     words = values.view(np.uint32)
     halfway = words + np.uint32(1 << 12)
     subnormal = (np.arange(2**12, dtype=np.float32) * np.float32(2.0**-26)).view(np.uint32)
-    beside = [w + np.uint32(step) for w in (words, halfway, subnormal) for step in (0, 1, 2**32 - 1)]
+    beyond = np.arange(65504, 2**18, 13, dtype=np.float32).view(np.uint32)
+    beside = [w + np.uint32(step) for w in (words, halfway, subnormal, beyond) for step in (0, 1, 2**32 - 1)]
     for one in beside:
         assert wrongly_narrowed(one) == 0
 
