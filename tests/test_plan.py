@@ -38,6 +38,11 @@ def test_the_full_plan_is_the_default():
     assert tuple(state.values[0]) == sum_by_plan([float(v) for v in elements])
 
 
+def test_the_constants_of_the_plan_are_part_of_the_promise():
+    """Others give other bits."""
+    assert (PLAN.lanes, PLAN.rows, PLAN.chunk) == (1024, 8, 256)
+
+
 def test_runs_along_axes_add_one_after_the_other():
     logits = np.random.default_rng(1).normal(0, 5, (29, 3)).astype(np.float32)
     targets = np.zeros(logits.shape, bool)
