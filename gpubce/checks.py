@@ -22,8 +22,10 @@ from gpubce.errors import (
     ShapeError,
     StateError,
 )
+from gpubce.spec.bins import LARGEST, SMALLEST, quantum
 from gpubce.spec.geometry import is_flat
 from gpubce.spec.precision import ACCUMULATOR, ITEMSIZE, MASKS, PRECISIONS, TARGETS, WEIGHTS
+from gpubce.spec.recipe import WITH_BASELINE
 
 REDUCTIONS = ("none", "sum", "mean")
 DENOMINATORS = ("elements", "weights", "positives", "rows")
@@ -185,6 +187,23 @@ def prediction_type(name: str, buffer: Buffer) -> str:
     return buffer.storage
 
 
+def baseline_type(name: str, storage: str, buffer: Buffer) -> str:
+    """A baseline is computed as the predictions are."""
+    prediction_type("baseline", buffer)
+    if PRECISIONS[buffer.storage].compute != PRECISIONS[storage].compute:
+        raise DtypeError(f"baseline has type {buffer.storage}, {name} {storage}: convert one of them")
+    return buffer.storage
+
+
+def has_baseline(sums: Sequence[str], baseline: Any) -> None:
+    """A baseline is given where a sum compares with it, and nowhere else."""
+    needed = [name for name in sums if name in WITH_BASELINE]
+    if needed and baseline is None:
+        raise OptionError(f"{needed[0]} compares with other predictions: give them as baseline=")
+    if baseline is not None and not needed:
+        raise OptionError("baseline is given, but nothing compares with it: ask for 'difference'")
+
+
 def target_type(buffer: Buffer) -> str:
     """Targets are bool, integer or floating-point."""
     return _one_of("targets", buffer, TARGETS)
@@ -312,11 +331,69 @@ def separate(name: str, buffer: Buffer, other: str, other_buffer: Buffer, may_be
         raise ArrayError(f"{name} shares memory with {other}: {remedy}")
 
 
+def bin_count(value: Any) -> int:
+    """How many bins a histogram has: a power of two, or 0 for no histogram."""
+    bins = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else -1
+    if bins != 0 and (not SMALLEST <= bins <= LARGEST or bins & (bins - 1)):
+        raise OptionError(f"bins={shown(value)} is not a power of two from {SMALLEST} to {LARGEST}, nor 0")
+    return bins
+
+
+def largest_weight(value: Any) -> float | None:
+    """None, or the largest weight that a histogram will be given."""
+    return None if value is None else number("max_weight", value, 2.0**-64, 2.0**64, "between 2^-64 and 2^64")
+
+
+def window_length(value: Any) -> int | None:
+    """None, or how many updates a window holds."""
+    if value is None:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**31:
+        raise OptionError(f"window={shown(value)} is not a number of updates: give an integer from 1 on")
+    return int(value)
+
+
+def group_numbers(groups: Any) -> np.ndarray:
+    """Integers, one for each row, on the host."""
+    numbers = np.asarray(groups)
+    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+        raise DtypeError(
+            f"groups has type {numbers.dtype} and {numbers.ndim} axes, but must be one integer for each index along "
+            "the first axis of predictions: number the groups"
+        )
+    return numbers
+
+
+def label_names(value: Any, labels: int) -> tuple[str, ...]:
+    """A name for each label of a report; None stands for their numbers."""
+    if value is None:
+        return tuple(map(str, range(labels)))
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
+        raise OptionError(f"label_names={shown(value)} is not a list of names: give one name for each label")
+    if len(value) != labels:
+        remedy = "give one for each label" if labels else "evaluate with per_label=True, or leave them out"
+        raise OptionError(f"label_names has {len(value)} names, but the report has {labels} labels: {remedy}")
+    return tuple(map(str, value))
+
+
+def quanta_per_unit(max_weight: float | None, weighted: bool) -> float:
+    """In how many steps a histogram counts a weight of 1."""
+    if max_weight is None and weighted:
+        raise OptionError(
+            "weights are given, and a histogram counts them in steps of the largest one: say max_weight=..., or leave "
+            "out the metrics that need a histogram"
+        )
+    quanta = 1.0 / quantum(1.0 if max_weight is None else max_weight)
+    if not weighted and quanta < 1.0:
+        raise OptionError(f"max_weight={max_weight:g} is given, but no weight: a weight of 1 would count as 0")
+    return quanta
+
+
 def sound_state(sums: Any, rows: Any, buffer: Buffer) -> None:
     """A state that somebody put together has the parts of one that was summed: kernels read it by address."""
     if not isinstance(sums, tuple) or not all(isinstance(name, str) for name in sums):
         raise StateError(f"state.sums={shown(sums)} is not a tuple of names")
-    if buffer.storage != ACCUMULATOR or len(buffer.shape) < 2 or buffer.shape[:2] != (len(sums), 2):
+    if buffer.storage != ACCUMULATOR or buffer.shape[:2] != (len(sums), 2):
         raise StateError(
             f"state.values is {buffer.storage} of shape {buffer.shape}, but {len(sums)} sums are {ACCUMULATOR} of "
             f"shape ({len(sums)}, 2) and that of the result: pass what state() gave"
@@ -335,7 +412,7 @@ def one_number(name: str, buffer: Buffer) -> None:
 
 
 def first_invalid(
-    predictions: np.ndarray | None,
+    predictions: dict[str, np.ndarray],
     targets: np.ndarray,
     weight: np.ndarray | None,
     counted: np.ndarray,
@@ -345,13 +422,14 @@ def first_invalid(
 ) -> InvalidValueError | None:
     """The error for the first invalid element, with its place and value; None if there is none.
 
-    All arrays have one shape and begin at index ``start`` of the user's first axis. ``predictions`` are probabilities,
-    or None for logits, which cannot be invalid. ``count`` is how many elements are invalid in all, ``compute`` the type
-    in which weights must be finite.
+    All arrays have one shape and begin at index ``start`` of the user's first axis. ``predictions`` are probabilities
+    by the names of their arguments; logits cannot be invalid. ``count`` is how many elements are invalid in all,
+    ``compute`` the type in which weights must be finite.
     """
+    in_range, remedy = "a probability must lie in [0, 1]", "for logits use the function with_logits"
     rules: list[tuple[str, np.ndarray | None, str, str]] = [
         ("targets", targets, "a target must lie in [0, 1]", "use ignore_index or mask for unlabelled elements"),
-        ("probabilities", predictions, "a probability must lie in [0, 1]", "for logits use the function with_logits"),
+        *((name, values, in_range, remedy) for name, values in predictions.items()),
         ("weight", weight, f"a weight must be finite (in {compute}) and not negative", "drop or mask such elements"),
     ]
     for name, values, rule, remedy in rules:
@@ -359,7 +437,7 @@ def first_invalid(
             continue
         below = values <= (np.float64(_limits(compute)[1]) if name == "weight" else 1)
         wrong = ~((values >= 0) & below)
-        if name == "probabilities":
+        if name in predictions:
             wrong &= ~np.isnan(values)
         wrong &= counted
         if wrong.any():

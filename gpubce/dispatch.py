@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -21,11 +22,12 @@ from gpubce.arrays.registry import Library, library_of
 from gpubce.backends.devices import Gpu, find_gpus
 from gpubce.backends.interruptions import in_one_piece, loading
 from gpubce.errors import ArrayError, DeviceError, InvalidValueError, OptionError
+from gpubce.spec.bins import SPECIAL
 from gpubce.spec.geometry import Operand, c_strides
 from gpubce.spec.job import Job, Settlement
 from gpubce.spec.plan import PLAN
-from gpubce.spec.precision import ACCUMULATOR, ITEMSIZE, PRECISIONS
-from gpubce.spec.recipe import PARAMETERS, PROBABILITY, ROLES, Recipe
+from gpubce.spec.precision import ACCUMULATOR, INTEGERS, ITEMSIZE, PRECISIONS
+from gpubce.spec.recipe import AT_THRESHOLD, LOGIT, PARAMETERS, PROBABILITY, ROLES, Recipe
 from gpubce.spec.state import LossState
 
 if TYPE_CHECKING:
@@ -162,6 +164,19 @@ class Arguments:
     device: str = "auto"
     stream: Any = None
     check: bool | None = None
+    baseline: Any = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a state holds beside the sums that the loss needs."""
+
+    sums: tuple[str, ...] = ()
+    threshold: float = 0.5
+    """The probability from which a prediction counts as positive."""
+    bins: int = 0
+    """Of the histogram; 0 for none."""
+    max_weight: float | None = None
 
 
 class Session:
@@ -179,6 +194,10 @@ class Session:
         self._add("target", "targets", arguments.targets)
         checks.target_type(self.given["target"])
         checks.same_shape(self.name, self.shape, "targets", self.given["target"].shape)
+        if arguments.baseline is not None:
+            self._add("baseline", "baseline", arguments.baseline)
+            checks.baseline_type(self.name, self.storage, self.given["baseline"])
+            checks.same_shape(self.name, self.shape, "baseline", self.given["baseline"].shape)
         if arguments.weight is not None:
             self._add("weight", "weight", arguments.weight)
             checks.weight_type(self.given["weight"])
@@ -213,6 +232,8 @@ class Session:
         self.stream = self.memory.stream(self.place) if given is None else given
         self.judged_first = False
         """Whether probabilities are about to be overwritten, and so must be checked before the pass."""
+        self.histogram: Any = None
+        """That of the last pass."""
         self._kept_alive: list[Any] = []
         self._label_vectors: dict[str, Buffer] = {}
         self._copies_back: list[tuple[Buffer, Buffer]] = []
@@ -322,15 +343,17 @@ class Session:
         scale: Buffer | None = None,
         grad_scale: float = 1.0,
         read_predictions: bool = True,
+        collection: Collection | None = None,
     ) -> tuple[Any, Buffer]:
-        """One pass over the inputs; the array and buffer of its sums, float64 [sum, hi or lo, output]."""
+        """One pass over the inputs; the array and buffer of its sums, float64 [sum, hi or lo, output]. If the
+        collection asks for a histogram, the array of its counts is left in ``self.histogram``."""
         outputs = outputs or {}
         formula = self.formula
         order, kept = self._order(reduced)
         shape = tuple(self.shape[axis] for axis in order)
         operands: dict[str, Operand] = {}
         for role, buffer in self.inputs.items():
-            if role == "prediction" and not read_predictions:
+            if role in ("prediction", "baseline") and not read_predictions:
                 continue
             strides = checks.broadcast_strides(role, buffer, self.shape)
             operands[role] = Operand(buffer.address, buffer.storage, tuple(strides[axis] for axis in order))
@@ -354,6 +377,19 @@ class Session:
             checks.held("grad_scale over the denominator", grad_scale, self.compute, may_vanish=True)
             features["scaled"] = True
             parameters["scale"] = grad_scale
+        collection = collection or Collection()
+        if not {*sums}.isdisjoint(AT_THRESHOLD):
+            features["threshold"] = True
+            parameters["threshold"] = _logit(collection.threshold) if formula.space == LOGIT else collection.threshold
+        bins, unit = collection.bins, 1
+        if bins:
+            weighted = "weight" in self.given or formula.label_weight is not None
+            quanta = checks.quanta_per_unit(collection.max_weight, weighted)
+            unit = round(quanta)
+            if weighted or self.given["target"].storage not in INTEGERS:
+                checks.held("1 / max_weight", quanta, self.compute)
+                features["quantised"] = True
+                parameters["quanta"] = quanta
         stored: dict[str, Any] = {role: operands[role].storage if role in operands else None for role in ROLES}
         switched: dict[str, Any] = features
         recipe = Recipe(
@@ -363,8 +399,15 @@ class Session:
             ignore=self.ignore,
             outputs=tuple(outputs),
             sums=sums,
+            bins=bins,
             **switched,
         )
+        histogram_at = 0
+        if bins:
+            counts = *shape[len(shape) - kept :], bins + SPECIAL, 2
+            self.histogram, where = self._new(counts, "int64")
+            histogram_at = where.address
+            engine.clear(histogram_at, math.prod(counts))
         states, states_at = self._new((len(sums), 2, *shape[len(shape) - kept :]), ACCUMULATOR)
         job = Job(
             recipe,
@@ -372,6 +415,8 @@ class Session:
             tuple(operands[role] for role in recipe.roles + recipe.outputs),
             kept,
             states_at.address,
+            histogram_at,
+            unit,
             parameters,
             self.ignored,
             PLAN,
@@ -466,7 +511,11 @@ class Session:
             elif self.ignore == "value":
                 seen = seen & (targets != self.formula.ignore_index)
             error = checks.first_invalid(
-                views["prediction"][part] if self.formula.space == PROBABILITY else None,
+                {
+                    name: views[role][part]
+                    for role, name in (("prediction", "probabilities"), ("baseline", "baseline"))
+                    if role in views and self.formula.space == PROBABILITY
+                },
                 targets,
                 views["weight"][part] if "weight" in views else None,
                 seen,
@@ -500,6 +549,12 @@ def _readable(buffer: Buffer) -> np.ndarray:
     if buffer.storage == "bfloat16":
         return (view.astype(np.uint32) << 16).view(np.float32)
     return view
+
+
+def _logit(p: float) -> float:
+    if p in (0.0, 1.0):
+        return math.copysign(math.inf, p - 0.5)
+    return math.log(p) - math.log1p(-p)
 
 
 def _wants_gpu(device: str, elements: int) -> bool:
@@ -580,25 +635,50 @@ def grad_and_hess(
     return session.hand_over(gradient, grad_out), session.hand_over(hessian, hess_out)
 
 
-def state(formula: Formula, reduction: Reduction, arguments: Arguments, sums: tuple[str, ...] = ()) -> LossState:
-    """The unfinished sums that the reduction needs, the count, the invalid count, and ``sums``."""
+def state(formula: Formula, reduction: Reduction, arguments: Arguments, collection: Collection) -> LossState:
+    """The unfinished sums that the reduction needs, the count, the invalid count, and what the collection asks for."""
     session = Session(formula, arguments)
     reduced = _reduced_axes(session, reduction)
-    names = tuple(dict.fromkeys(("loss", *state_sums(reduction), "count", "invalid", *sums)))
+    names = state_names(reduction, collection.sums)
     with session.engine() as engine:
-        values, _ = session.run(engine, names, reduced)
+        values, _ = session.run(engine, names, reduced, collection=collection)
         session.refuse_invalid(engine, names, values)
+    histogram = session.histogram
     if session.moved:
         values = session.memory.to_host(values)
+        histogram = None if histogram is None else session.memory.to_host(histogram)
     elements = math.prod(session.shape[axis] for axis in reduced)
-    return LossState(names, values, elements, session.rows(reduced))
+    return LossState(names, values, elements, session.rows(reduced), histogram)
 
 
-def state_sums(reduction: Reduction) -> tuple[str, ...]:
-    """The sums that a reduction divides by."""
-    if reduction.kind != "mean" or reduction.denominator not in DENOMINATOR_SUMS:
-        return ()
-    return (DENOMINATOR_SUMS[reduction.denominator],)
+def state_names(reduction: Reduction, sums: Sequence[str]) -> tuple[str, ...]:
+    """What a state holds: the sums that the reduction needs, both counts, and ``sums``."""
+    divides = reduction.kind == "mean" and reduction.denominator in DENOMINATOR_SUMS
+    divisor = [DENOMINATOR_SUMS[reduction.denominator]] if divides else []
+    return tuple(dict.fromkeys(("loss", *divisor, "count", "invalid", *sums)))
+
+
+def grouped(groups: Any, arrays: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of each group: its number, and the arrays, each with the rows of the group alone, in their order.
+
+    Weights and masks that broadcast along the first axis stay as they are. Waits for the device.
+    """
+    numbers = checks.group_numbers(library_of(groups, "groups").to_host(groups))
+    libraries = {name: library_of(array, name) for name, array in arrays.items() if array is not None}
+    shapes = {name: _buffer(library, arrays[name], name).shape for name, library in libraries.items()}
+    shape = shapes["predictions"]
+    checks.same_shape("groups", numbers.shape, "the first axis of predictions", shape[:1])
+    # NumPy sorts 16 bits by radix. With this, and without its unique, which sorts once more, 4 x 10^6 rows in 4 groups
+    # take 0.3 s instead of 1.1.
+    low, high = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, 0)
+    few = high - low < 2**16
+    order = np.argsort((numbers - numbers.dtype.type(low)).astype(np.uint16) if few else numbers, kind="stable")
+    by_row = [name for name, own in shapes.items() if len(own) == len(shape) and own[0] == shape[0]]
+    taken = {name: libraries[name].take(arrays[name], order) for name in by_row}
+    numbers = numbers[order]
+    starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))[: len(numbers)]
+    for start, end in pairwise([*starts, len(numbers)]):
+        yield int(numbers[start]), arrays | {name: rows[start:end] for name, rows in taken.items()}
 
 
 def finish(formula: Formula, reduction: Reduction, finished: LossState) -> Any:

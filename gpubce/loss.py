@@ -312,12 +312,19 @@ class BinaryCrossEntropy:
         device: str = "auto",
         stream: Any = None,
         check: bool | str = "auto",
+        baseline: Any = None,
         sums: tuple[str, ...] = (),
+        threshold: float = 0.5,
+        bins: int = 0,
+        max_weight: float | None = None,
     ) -> LossState:
         """The unfinished sums of this batch, to be merged with others and given to :meth:`finish`.
 
-        ``sums`` names further quantities to be summed (see :class:`gpubce.LossState`). With reduction "none" there is
-        nothing to sum, and OptionError is raised.
+        ``sums`` names further quantities to be summed (see :class:`gpubce.LossState`); some of them compare the
+        probability with ``threshold``, or the loss with that of ``baseline``, other predictions of the same targets, in
+        a type that is computed alike. ``bins``, a power of two, asks for a histogram of the logits of each class;
+        weights then need ``max_weight``, the largest weight times label_weight there will be. With reduction "none"
+        there is nothing to sum, and OptionError is raised.
         """
         if self.reduction == "none":
             raise OptionError("reduction='none' has no state: use 'mean' or 'sum'")
@@ -327,8 +334,15 @@ class BinaryCrossEntropy:
             raise OptionError(f"sums={checks.shown(sums)} is not a tuple of names: give ('weight',) for one")
         for name in sums:
             checks.choice("sums", name, tuple(QUANTITIES))
-        arguments = _arguments(predictions, targets, weight, mask, device, stream, check)
-        return dispatch.state(self._formula, self._reduction, arguments, tuple(sums))
+        arguments = _arguments(predictions, targets, weight, mask, device, stream, check, baseline)
+        checks.has_baseline(sums, baseline)
+        collection = dispatch.Collection(
+            tuple(sums),
+            checks.number("threshold", threshold, 0.0, 1.0, "between 0 and 1"),
+            checks.bin_count(bins),
+            checks.largest_weight(max_weight),
+        )
+        return dispatch.state(self._formula, self._reduction, arguments, collection)
 
     def finish(self, state: LossState) -> Any:
         """The value that a state stands for, in ``dtype`` (default float64), beside the state's values."""
@@ -381,10 +395,17 @@ class BinaryCrossEntropy:
 
 
 def _arguments(
-    predictions: Any, targets: Any, weight: Any, mask: Any, device: str, stream: Any, check: bool | str
+    predictions: Any,
+    targets: Any,
+    weight: Any,
+    mask: Any,
+    device: str,
+    stream: Any,
+    check: bool | str,
+    baseline: Any = None,
 ) -> dispatch.Arguments:
     checks.choice("device", device, checks.DEVICES)
-    return dispatch.Arguments(predictions, targets, weight, mask, device, stream, checks.checking(check))
+    return dispatch.Arguments(predictions, targets, weight, mask, device, stream, checks.checking(check), baseline)
 
 
 def binary_cross_entropy(

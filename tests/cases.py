@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 import gpubce
+from gpubce.spec.quantities import QUANTITIES
 
 Results = dict[str, np.ndarray]
 
@@ -217,6 +218,11 @@ def run_case(case: Case, device: str = "auto") -> Results:
         state = loss.state(**call, sums=everything)
         results["sums"] = np.asarray(state.values)
         results["finished"] = np.asarray(loss.finish(state))
+    if "evaluation" in case.methods:
+        other = arrays["predictions"][..., ::-1]
+        how = {"sums": tuple(QUANTITIES), "threshold": 0.3, "bins": 64, "max_weight": 0.7}
+        state = loss.state(**call, baseline=other, **how)
+        results["sums"], results["histogram"] = np.asarray(state.values), np.asarray(state.histogram)
     return results
 
 
@@ -224,6 +230,8 @@ def bits(array: np.ndarray) -> np.ndarray:
     """The bits of an array, every NaN as the same one."""
     array = np.ascontiguousarray(array)
     unsigned = array.view(f"uint{8 * array.dtype.itemsize}")
+    if array.dtype.kind in "iu":
+        return unsigned
     return np.where(array != array, np.array(-1, np.int64).astype(unsigned.dtype), unsigned)
 
 

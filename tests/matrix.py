@@ -217,6 +217,25 @@ RARE = [
 ]
 """Other ignored values, other types of weights and results, other bases and clips."""
 
+EVALUATION = [
+    Case((("from_logits", True),), "float32", "bool", methods=("evaluation",)),
+    Case((), "float16", "float32", weight="float32", mask="full", methods=("evaluation",)),
+    Case((("axis", 0), ("from_logits", True)), "float32", "uint8", shape=(40, 3), methods=("evaluation",)),
+    Case(
+        (("axis", 0), ("label_weight", (0.5, 2.0, 0.1)), ("log_floor", None)),
+        "float64",
+        "float64",
+        shape=(40, 3),
+        weight="column",
+        layout="strided",
+        methods=("evaluation",),
+    ),
+    Case((("from_logits", True), ("ignore_index", -1)), "bfloat16", "int8", methods=("evaluation",)),
+    Case((("from_logits", True), ("gamma", 2.0)), "float64", "float16", weight="row", methods=("evaluation",)),
+    Case((("axis", 1),), "float32", "bfloat16", shape=(3, 50), layout="unaligned", methods=("evaluation",)),
+]
+"""All sums and the histogram."""
+
 FULL = [
     Case((("dtype", "float64"), ("from_logits", True)), "float32", "uint8", shape=(20_011,)),
     Case((("from_logits", True),), "float64", "float32", shape=(9_000,), methods=("value",)),
@@ -237,6 +256,9 @@ def matrix() -> tuple[Row, ...]:
         for k, case in enumerate(cases):
             both = case, replace(case, seed=1, edges="finite")
             rows.append(Row(f"{name}-{k}", both, both, name == "more", (0, 1), (0,)))
+    for k, case in enumerate(EVALUATION):
+        both = case, replace(case, seed=1, edges="finite")
+        rows.append(Row(f"evaluation-{k}", both, both, k in (0, 3), (0, 1), (0,)))
     for k, case in enumerate(FULL):
         rows.append(Row(f"full-{k}", (), (case.at(case.shape, k, "finite"),)))
     for layout in ("C", "unaligned"):

@@ -14,17 +14,20 @@ from tests.pairwise import covering_rows
 
 EVERYDAY = [row for row in matrix() if row.everyday]
 MORE_THAN_CORES = (os.cpu_count() or 1) + 3
+SIMULATED = {row.name for row in EVERYDAY[::4]}
+"""The simulator compiles every kernel once more and takes as long as all the rest; ci/exhaustive simulates all rows."""
 
 
 @pytest.mark.emulated
 @pytest.mark.parametrize("row", EVERYDAY, ids=lambda row: row.name)
 def test_backends_agree(row: Row):
-    """Any number of threads, the compiled PTX and the simulator, on the small plan."""
+    """Any number of threads, the compiled PTX and by turns the simulator, on the small plan."""
     for threads in (1, 2, MORE_THAN_CORES):
         assert problems(row, "small", partial(backends.cpu, threads=threads)) == []
     ptx = partial(backends.ptx, compute_capability=row.compute_capability)
     assert problems(row, "small", ptx, row.interpreted) == []
-    assert problems(row, "small", backends.simulator, row.simulated) == []
+    if row.name in SIMULATED:
+        assert problems(row, "small", backends.simulator, row.simulated) == []
 
 
 @pytest.mark.emulated

@@ -22,7 +22,7 @@ from gpubce.spec.primitives import loader, storer
 from tests import backends, matrix
 from tests.cases import INPUT_TYPES
 from tests.matrix import ALONG_AXES, WHOLE, Row, committed, named, problems
-from tests.test_contract import EVERYDAY, MORE_THAN_CORES
+from tests.test_contract import EVERYDAY, MORE_THAN_CORES, SIMULATED
 
 ROOT = Path(__file__).parent.parent
 HANDFUL = "float16-1,bfloat16-7,float32-8,float64-3"
@@ -288,9 +288,9 @@ def test_threads_agree_on_the_matrix(row: Row):
 
 @pytest.mark.exhaustive
 @pytest.mark.emulated
-@pytest.mark.parametrize("row", [row for row in matrix.matrix() if row.small and not row.everyday], **by_name)
+@pytest.mark.parametrize("row", [row for row in matrix.matrix() if row.small and row.name not in SIMULATED], **by_name)
 def test_emulated_backends_agree_on_the_matrix(row: Row):
-    """The rows that the default suite leaves out."""
+    """The rows that the default suite does not take to both."""
     ptx = partial(backends.ptx, compute_capability=row.compute_capability)
     assert problems(row, "small", ptx) == []
     assert problems(row, "small", backends.simulator, row.simulated) == []

@@ -47,6 +47,12 @@ def to_host(array: "cupy.ndarray") -> np.ndarray:
     return cupy.asnumpy(array)
 
 
+def take(array: "cupy.ndarray", rows: np.ndarray) -> "cupy.ndarray":
+    """Some rows, copied."""
+    with cupy.cuda.Device(array.device.id):
+        return array[cupy.asarray(rows)]
+
+
 def result(array: "cupy.ndarray", like: Buffer) -> Any:
     """The array as it is."""
     return array

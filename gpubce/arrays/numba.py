@@ -49,6 +49,11 @@ def to_host(array: Any) -> np.ndarray:
     return array.copy_to_host()
 
 
+def take(array: Any, rows: np.ndarray) -> Any:
+    """Some rows, copied. Numba has no such operation, so they go through the host."""
+    return cuda.to_device(array.copy_to_host()[rows])
+
+
 def result(array: Any, like: Buffer) -> Any:
     """The array as it is."""
     return array

@@ -84,6 +84,11 @@ def to_host(array: np.ndarray) -> np.ndarray:
     return np.asarray(array)
 
 
+def take(array: Any, rows: np.ndarray) -> np.ndarray:
+    """Some rows, copied."""
+    return np.asarray(array)[rows]
+
+
 def result(array: np.ndarray, like: Buffer) -> Any:
     """The array; a NumPy number where it has no axes."""
     return array[()] if array.ndim == 0 else array

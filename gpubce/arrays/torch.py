@@ -96,6 +96,11 @@ def to_host(array: "torch.Tensor") -> np.ndarray:
     return array.detach().cpu().numpy()
 
 
+def take(array: "torch.Tensor", rows: np.ndarray) -> "torch.Tensor":
+    """Some rows, copied."""
+    return array[torch.from_numpy(rows).to(array.device)]
+
+
 def result(array: "torch.Tensor", like: Buffer) -> Any:
     """The tensor as it is."""
     return array

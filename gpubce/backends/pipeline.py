@@ -21,11 +21,15 @@ class Engine(Protocol):
     loads_vectors: bool
     """Whether its kernels for aligned arrays differ from those for others."""
 
-    def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count) -> None:
-        """Work on all elements; leave a pair for each sum and block at partials[sum, :, block]."""
+    def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count, histogram, unit) -> None:
+        """Work on all elements; leave a pair for each sum and block at partials[sum, :, block], and add to the
+        histogram."""
 
-    def along_axes(self, key, reduced, outputs, addresses, geometry, parameters, ignored, partials, count) -> None:
-        """Work on all elements; leave a pair for each sum, run and output at partials[sum, :, run, output]."""
+    def along_axes(
+        self, key, reduced, outputs, addresses, geometry, parameters, ignored, partials, count, histogram, unit
+    ) -> None:
+        """Work on all elements; leave a pair for each sum, run and output at partials[sum, :, run, output], and add to
+        the histogram of each output."""
 
     def combine(self, plan: Plan, sums: int, size: int, outputs: int, source: int, target: int) -> None:
         """Reduce source[sum, :, size, output] to target[sum, :, plan.blocks(size), output]."""
@@ -60,10 +64,11 @@ def run(job: Job, engine: Engine, allocate: Allocate) -> None:
 
     size = plan.chunks(job.reduced) if job.kept else plan.blocks(job.elements)
     partials = _destination(job, size, cells, allocate)
+    work = addresses, geometry.numbers, parameters, ignored, partials, size, job.histogram, job.unit
     if job.kept:
-        engine.along_axes(key, job.reduced, outputs, addresses, geometry.numbers, parameters, ignored, partials, size)
+        engine.along_axes(key, job.reduced, outputs, *work)
     else:
-        engine.whole(key, job.elements, addresses, geometry.numbers, parameters, ignored, partials, size)
+        engine.whole(key, job.elements, *work)
     while sums and size > 1:
         source, size_before = partials, size
         size = plan.blocks(size)

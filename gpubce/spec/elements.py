@@ -15,6 +15,7 @@ log(2 cosh(x / 2)) - x / 2 and log(2 cosh(x / 2)) + x / 2.
 Everything is built from the operations of :mod:`gpubce.spec.primitives`, in the type named ``real``.
 """
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -23,7 +24,8 @@ from numba import njit, types
 
 from gpubce.spec import state
 from gpubce.spec.coefficients import COEFFICIENTS
-from gpubce.spec.precision import widened
+from gpubce.spec.histogram import placer
+from gpubce.spec.precision import PRECISIONS, widened
 from gpubce.spec.primitives import (
     fma,
     is_nan,
@@ -169,8 +171,16 @@ def functions(real: str) -> SimpleNamespace:
         """factor * value, absent where the factor is 0."""
         return select(factor == ZERO, ZERO, product(factor, value))
 
+    @one
+    def entropy(y):
+        """-y log y - (1 - y) log(1 - y), 0 at both ends."""
+        rest = ONE - y
+        error = (ONE - rest) - y
+        return term(y, minus_log(y, ZERO)) + term(rest, minus_log(rest, error))
+
     return SimpleNamespace(
         power=power,
+        entropy=entropy,
         logit_branches=logit_branches,
         probability_branches=probability_branches,
         term=term,
@@ -181,15 +191,16 @@ def functions(real: str) -> SimpleNamespace:
 def element(recipe: Recipe):
     """The subroutine of one sample that a kernel calls.
 
-    It takes (counted, prediction, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored), each of
-    the widened type of its role (anything where the recipe has no such role), and gives ((loss, gradient, hessian),
-    sums): the outputs in the compute type, and one float64 for each name in ``recipe.sums``.
+    It takes (counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters,
+    ignored), each of the widened type of its role (anything where the recipe has no such role), and gives ((loss,
+    gradient, hessian), sums, placed): the outputs in the compute type, one float64 for each name in ``recipe.sums``,
+    and what histogram.placer gives.
     """
     real = recipe.compute
     number = np.dtype(real).type
     cast = njit(inline="always")(lambda value: number(value))
     f = functions(real)
-    term, power = f.term, f.power
+    term, power, entropy = f.term, f.power, f.entropy
     logit_branches, probability_branches = f.logit_branches, f.probability_branches
     ZERO, ONE, TWO, INFINITY, NAN = number(0), number(1), number(2), number(np.inf), number(np.nan)
     SMALLEST_NORMAL = number(np.finfo(real).tiny)
@@ -213,14 +224,24 @@ def element(recipe: Recipe):
     K_GAMMA, K_CORNER = at["gamma"], at["focal_corner"]
     K_LOG_CAP, K_RECIPROCAL_CAP = at["log_cap"], at["reciprocal_cap"]
     K_CLIP, K_CLIP_LOG, K_CLIP_LOG_REST = at["clip"], at["clip_log"], at["clip_log_rest"]
-    K_UNIT, K_SCALE = at["unit"], at["scale"]
+    K_UNIT, K_SCALE, K_QUANTA = at["unit"], at["scale"], at["quanta"]
     collect = collector(recipe.sums)
+    BASELINE = recipe.baseline is not None
+    # The same parameters in the same order.
+    of_baseline = element(replace(recipe, baseline=None, outputs=("loss",), sums=(), bins=0)) if BASELINE else None
+    THRESHOLD, K_THRESHOLD = recipe.threshold, at["threshold"]
+    # Integers are 0 or 1, or invalid.
+    ENTROPY = "target_entropy" in recipe.sums and recipe.target in PRECISIONS
+    HISTOGRAM = recipe.bins > 0
+    place = placer(recipe.bins, recipe.quantised, real)
 
     REAL = getattr(types, real)
     sums = types.UniTuple(types.float64, max(1, len(recipe.sums)))
 
-    @subroutine(types.Tuple((types.UniTuple(REAL, 3), sums)))
-    def one_sample(counted, prediction, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored):
+    @subroutine(types.Tuple((types.UniTuple(REAL, 3), sums, types.UniTuple(types.int64, 3))))
+    def one_sample(
+        counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored
+    ):
         # What is counted, and what is valid. Comparisons are made in the widened type, before any rounding.
         if MASK:
             counted = counted & (mask != 0)
@@ -247,6 +268,8 @@ def element(recipe: Recipe):
             z = prediction
             if not IN_LOGITS:
                 valid = valid & ((z >= ZERO) & (z <= ONE) | is_nan(z))
+                if BASELINE:
+                    valid = valid & ((baseline >= ZERO) & (baseline <= ONE) | is_nan(baseline))
 
         # The factors a and b of the two terms. Never 1 minus a rounded y: that costs 1,217 ulp with smoothing.
         y_positive, y_negative = y, ONE - y
@@ -339,6 +362,19 @@ def element(recipe: Recipe):
             gradient = select(sound, gradient, ZERO)
             hessian = select(sound, hessian, ZERO)
 
+        reached = False
+        if THRESHOLD:
+            reached = z >= parameters[K_THRESHOLD]
+        uncertainty = ZERO
+        if ENTROPY:
+            uncertainty = entropy(y)
+        difference = 0.0
+        if BASELINE:
+            (other, _, _), _, _ = of_baseline(
+                counted, baseline, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored
+            )
+            # Both may be infinite.
+            difference = select(loss == other, 0.0, np.float64(loss) - np.float64(other))
         summed = collect(
             counted,
             valid != True,  # noqa: E712  (`not` branches)
@@ -348,7 +384,14 @@ def element(recipe: Recipe):
             np.float64(p),
             np.float64(plain_p),
             np.float64(plain_q),
+            reached,
+            np.float64(uncertainty),
+            difference,
         )
+        placed = (0, 0, 0)
+        if HISTOGRAM:
+            logit = z if IN_LOGITS else plain_q - plain_p
+            placed = place(counted & valid, logit, w, y, parameters[K_QUANTA])
         if SCALE_ARRAY:
             gradient = product(gradient, cast(scale))
             hessian = product(hessian, cast(scale))
@@ -358,10 +401,14 @@ def element(recipe: Recipe):
         if UNIT:
             loss = product(loss, parameters[K_UNIT])
         return (
-            select(counted, loss, ZERO),
-            select(counted, gradient, ZERO),
-            select(counted, hessian, ZERO),
-        ), summed
+            (
+                select(counted, loss, ZERO),
+                select(counted, gradient, ZERO),
+                select(counted, hessian, ZERO),
+            ),
+            summed,
+            placed,
+        )
 
     return one_sample
 

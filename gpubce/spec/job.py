@@ -13,7 +13,8 @@ class Job:
     """``operands`` follow the recipe's roles, then its outputs; their strides are over ``shape``.
 
     ``kept`` is the number of trailing axes of ``shape`` that the sums keep: 0 sums over everything. The sums go to
-    ``states``, the address of float64 pairs [sum, hi or lo, output].
+    ``states``, the address of float64 pairs [sum, hi or lo, output]. ``histogram`` is the address of the cells, int64
+    [output, cell], to which each sample adds; one that is not quantised adds ``unit``.
     """
 
     recipe: Recipe
@@ -21,6 +22,8 @@ class Job:
     operands: tuple[Operand, ...]
     kept: int = 0
     states: int = 0
+    histogram: int = 0
+    unit: int = 1
     parameters: dict[str, float] = field(default_factory=dict)
     ignored: float = 0
     plan: Plan = PLAN

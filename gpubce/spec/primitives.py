@@ -25,7 +25,6 @@ WIDE_TYPES = {"float32": types.float32, "float64": types.float64, "int64": types
 """The Numba types in which kernels see stored values."""
 
 _FRACTION_BITS = {32: 23, 64: 52}
-_EXPONENT_BIAS = {32: 127, 64: 1023}
 
 
 @intrinsic
@@ -115,6 +114,36 @@ def split_exponent(typingctx, value):
         return context.make_tuple(builder, signature.return_type, (builder.sitofp(exponent, real), mantissa))
 
     return types.UniTuple(value, 2)(value), codegen
+
+
+@intrinsic
+def floored(typingctx, value):
+    """The largest int32 that is not above a real within the range of int32. llvm.floor would call a function of the C
+    library on CPUs without SSE4.1."""
+    if not isinstance(value, types.Float):
+        return None
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(32)
+        towards_zero = builder.fptosi(args[0], word)
+        above = builder.fcmp_ordered(">", builder.sitofp(towards_zero, args[0].type), args[0])
+        return builder.sub(towards_zero, builder.zext(above, word))
+
+    return types.int32(value), codegen
+
+
+@intrinsic
+def low_bits(typingctx, shifted):
+    """The integer k < 2^52 as an int64, from 2^52 + k: adding 2^52 rounds a real to an integer, in instructions that
+    every CPU has for vectors (AVX2 has none from float64 to int64)."""
+    if shifted != types.float64:
+        return None
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(64)
+        return builder.and_(builder.bitcast(args[0], word), word((1 << 52) - 1))
+
+    return types.int64(types.float64), codegen
 
 
 def subroutine(result):
@@ -300,6 +329,8 @@ def _narrow(context, builder, storage: str, value):
         rounded = builder.add(bits, builder.add(last, word(0x7FFF)))
         kept = builder.select(builder.fcmp_unordered("uno", value, value), word(0x7FC00000), rounded)
         return builder.trunc(builder.lshr(kept, word(16)), ir.IntType(16))
+    if isinstance(value.type, ir.IntType) and value.type.width > 8 * ITEMSIZE[storage]:
+        return builder.trunc(value, _storage_type(storage))
     return value
 
 
@@ -386,6 +417,18 @@ def storer(storage: str, count: int = 1, region: str = "outputs"):
         return types.void(types.int64, types.int64, given), codegen
 
     return store
+
+
+@intrinsic
+def add_atomically(typingctx, address, index, amount):
+    """Add to an int64 in memory to which other threads add at the same time. Integers have one sum in any order."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, "int64", *args[:2])
+        builder.atomic_rmw("add", pointer, args[2], "monotonic")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @cache

@@ -10,7 +10,7 @@ PROBABILITY = "probability"
 OUTPUTS = ("loss", "gradient", "hessian")
 """What a kernel can write for each element."""
 
-ROLES = ("prediction", "target", "weight", "mask", "pos_weight", "label_weight", "scale")
+ROLES = ("prediction", "baseline", "target", "weight", "mask", "pos_weight", "label_weight", "scale")
 """The arrays that a kernel can read, in the order of its arguments."""
 
 PARAMETERS = {
@@ -29,8 +29,17 @@ PARAMETERS = {
     "clip_log_rest": "clip",
     "unit": "unit",
     "scale": "scaled",
+    "quanta": "quantised",
+    "threshold": "threshold",
 }
 """Each number that a kernel takes at run time, and the field of :class:`Recipe` that asks for it."""
+
+
+AT_THRESHOLD = ("predicted", "found")
+"""The sums that compare predictions with a threshold."""
+
+WITH_BASELINE = ("difference", "squared_difference", "difference_by_weight", "difference_by_positives")
+"""The sums that compare the loss with a baseline's."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Recipe:
     space: str = LOGIT
     compute: str = "float32"
     prediction: str | None = "float32"
+    baseline: str | None = None
     target: str | None = "float32"
     weight: str | None = None
     mask: str | None = None
@@ -61,6 +71,12 @@ class Recipe:
     """None, "value" (compare the target with a number) or "nan"."""
     outputs: tuple[str, ...] = ()
     sums: tuple[str, ...] = ()
+    bins: int = 0
+    """Of the histogram; 0 for none."""
+    quantised: bool = False
+    """Whether samples add what their weights and targets say, and not 1 to the cell of their class."""
+    threshold: bool = False
+    """Whether predictions are compared with one."""
 
     @property
     def stored(self) -> str:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpubce.errors import StateError
+from gpubce.spec.bins import MOST_ELEMENTS
 from gpubce.spec.plan import merge_pairs
 
 
@@ -40,14 +42,22 @@ class LossState:
     ----------
     sums : tuple of str
         What was summed: "loss" (nats), "weight" (w), "positives" (w y), "predictions" (w p), "squared_error"
-        (w (p - y)^2), "cross_entropy" (w times the plain loss), "count" (counted elements), "invalid" (elements with
-        a target or probability outside [0, 1], or a weight that is negative or not finite).
+        (w (p - y)^2), "cross_entropy" (w times the plain loss), "positive_entropy" (its part -w y log p),
+        "target_entropy" (w times the entropy of y), "predicted" (w where p is at least ``threshold``), "found" (w y
+        there), "squared_loss", "squared_weight" (w^2), "loss_by_weight" (the loss once more times w),
+        "squared_positives" ((w y)^2), "loss_by_positives" (the loss once more times w y), "difference" (the loss minus
+        the baseline's), "squared_difference", "difference_by_weight" and "difference_by_positives" likewise, "count"
+        (counted elements), "invalid" (elements with a target or probability outside [0, 1], or a weight that is
+        negative or not finite).
     values : array of float64, shape (len(sums), 2) + the shape of the result
         In the array library and on the device of the inputs.
     elements : int
         Elements per result, counted or not.
     rows : float
         Elements per result over the number of labels, masks ignored.
+    histogram : array of int64, the shape of the result + (bins + 2, 2), or None
+        How much weight of the negatives and of the positives falls into each bin of logits, in quanta, modulo 2^64
+        (see :mod:`gpubce.spec.bins`). In the array library and on the device of ``values``.
 
     Examples
     --------
@@ -64,6 +74,7 @@ class LossState:
     values: Any
     elements: int
     rows: float
+    histogram: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,6 +90,11 @@ class LossState:
                 f"states of different losses cannot be merged: one holds {self.sums} of shape {self.shape}, the other "
                 f"{other.sums} of shape {other.shape}"
             )
+        if getattr(self.histogram, "shape", None) != getattr(other.histogram, "shape", None):
+            raise StateError("states with different histograms cannot be merged: ask for the same number of bins")
+        elements = self.elements + other.elements
+        if self.histogram is not None and elements * math.prod(self.shape) > MOST_ELEMENTS:
+            raise StateError(f"a histogram holds at most {MOST_ELEMENTS:,} elements: begin another state")
         one, two = self.values, other.values
         if type(one) is not type(two):
             raise StateError(
@@ -89,28 +105,24 @@ class LossState:
         merged = one + two  # The shape, type and device; every value is then set.
         with np.errstate(invalid="ignore"):
             merged[:, 0], merged[:, 1] = merge_pairs(one[:, 0], one[:, 1], two[:, 0], two[:, 1])
-        return LossState(self.sums, merged, self.elements + other.elements, self.rows + other.rows)
+        histogram = None if self.histogram is None else self.histogram + other.histogram
+        return LossState(self.sums, merged, elements, self.rows + other.rows, histogram)
 
     def __add__(self, other: LossState) -> LossState:
         return self.merge(other) if isinstance(other, LossState) else NotImplemented
 
     def to_host(self) -> LossState:
         """The same state in NumPy. Waits for the device."""
-        values = self.values
-        for method in ("copy_to_host", "get"):
-            if hasattr(values, method):
-                values = getattr(values, method)()
-                break
-        else:
-            values = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
-        return LossState(self.sums, values, self.elements, self.rows)
+        histogram = None if self.histogram is None else _to_host(self.histogram)
+        return LossState(self.sums, _to_host(self.values), self.elements, self.rows, histogram)
 
     def total(self, name: str) -> np.ndarray | float:
         """One sum as float64, on the host. Waits for the device. Raises StateError if it was not summed."""
         if name not in self.sums:
             raise StateError(f"this state does not hold {name!r}, only {', '.join(self.sums)}")
         values = self.to_host().values[self.sums.index(name)]
-        total = np.vectorize(settled, otypes=[np.float64])(values[0], values[1])
+        with np.errstate(all="ignore"):
+            total = np.vectorize(settled, otypes=[np.float64])(values[0], values[1])
         return float(total) if total.ndim == 0 else total
 
     @property
@@ -122,3 +134,10 @@ class LossState:
     def invalid(self) -> int:
         """How many elements were invalid. Waits for the device."""
         return int(np.sum(self.total("invalid")))
+
+
+def _to_host(array: Any) -> np.ndarray:
+    for method in ("copy_to_host", "get"):
+        if hasattr(array, method):
+            return getattr(array, method)()
+    return array.detach().cpu().numpy() if hasattr(array, "detach") else np.asarray(array)

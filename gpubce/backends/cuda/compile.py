@@ -15,9 +15,9 @@ KINDS = ("whole", "along_axes", "combine", "settle")
 
 def _signature(kind: str, key):
     if kind == "whole":
-        return types.void(_I, *element_arguments(key), _I, _I)
+        return types.void(_I, *element_arguments(key), _I, _I, _I, _I)
     if kind == "along_axes":
-        return types.void(_I, _I, *element_arguments(key), _I, _I)
+        return types.void(_I, _I, *element_arguments(key), _I, _I, _I, _I)
     if kind == "combine":
         return types.void(_I, _I, _I, _I, _I)
     return types.void(*SETTLEMENT)

@@ -9,12 +9,15 @@ from functools import cache
 from numba import cuda, float64, int64, njit, types
 
 from gpubce.backends.kernel_key import KernelKey, SettleKey
+from gpubce.spec.bins import SPECIAL
+from gpubce.spec.bins import cells as histogram_cells
 from gpubce.spec.elements import element, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import widened
 from gpubce.spec.primitives import (
     WIDE_TYPES,
+    add_atomically,
     add_to_pair,
     first_width,
     loader,
@@ -174,14 +177,43 @@ def _put(values, q, value):
     )
 
 
+@subroutine(types.void)
+def _add_nothing(histogram, unit, placed):
+    pass
+
+
+@cache
+def _adder(bins: int, quantised: bool):
+    """The subroutine that adds what one sample says to a histogram."""
+    if not bins:
+        return _add_nothing
+    elsewhere = histogram_cells(bins) - SPECIAL
+
+    @subroutine(types.void)
+    def add_quanta(histogram, unit, placed):
+        if placed[1] != 0:
+            add_atomically(histogram, placed[0] + 1, placed[1])
+        if placed[2] != 0:
+            add_atomically(histogram, placed[0], placed[2])
+
+    @subroutine(types.void)
+    def add_unit(histogram, unit, placed):
+        if placed[0] < elsewhere:
+            add_atomically(histogram, placed[0], unit)
+
+    return add_quanta if quantised else add_unit
+
+
 def _quad(key: KernelKey):
-    """The inlined function that works on the QUAD elements from ``index`` on, those before ``end``: writes the outputs
-    and adds sum k of element q to the accumulators hi[k QUAD + q] and lo[k QUAD + q]."""
+    """The inlined function that works on the QUAD elements from ``index`` on, those before ``end``: writes the outputs,
+    adds sum k of element q to the accumulators hi[k QUAD + q] and lo[k QUAD + q], and adds to the histograms, that of
+    element q at ``histogram + q * apart``."""
     sample = element(key.recipe)
     sums = len(key.recipe.sums)
     compensated = key.recipe.compensated
     zero = key.zero
     prediction = _reader(key, "prediction")
+    baseline = _reader(key, "baseline")
     target = _reader(key, "target")
     weight = _reader(key, "weight")
     mask = _reader(key, "mask")
@@ -191,10 +223,12 @@ def _quad(key: KernelKey):
     write_loss = _writer(key, "loss")
     write_gradient = _writer(key, "gradient")
     write_hessian = _writer(key, "hessian")
+    add = _adder(key.recipe.bins, key.recipe.quantised)
 
     @inlined
-    def quad(index, end, addresses, geometry, parameters, ignored, hi, lo):
+    def quad(index, end, addresses, geometry, parameters, ignored, hi, lo, histogram, apart, unit):
         predictions = prediction(addresses, geometry, index, end)
+        baselines = baseline(addresses, geometry, index, end)
         targets = target(addresses, geometry, index, end)
         weights = weight(addresses, geometry, index, end)
         masks = mask(addresses, geometry, index, end)
@@ -205,9 +239,10 @@ def _quad(key: KernelKey):
         gradients = (zero, zero, zero, zero)
         hessians = (zero, zero, zero, zero)
         for q in range(QUAD):
-            outputs, values = sample(
+            outputs, values, placed = sample(
                 index + q < end,
                 predictions[q],
+                baselines[q],
                 targets[q],
                 weights[q],
                 masks[q],
@@ -220,6 +255,7 @@ def _quad(key: KernelKey):
             losses = _put(losses, q, outputs[0])
             gradients = _put(gradients, q, outputs[1])
             hessians = _put(hessians, q, outputs[2])
+            add(histogram + q * apart, unit, placed)
             for k in range(sums):
                 cell = k * QUAD + q
                 if compensated:
@@ -234,7 +270,7 @@ def _quad(key: KernelKey):
 
 
 def whole(key: KernelKey):
-    """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]."""
+    """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]. All samples go into one histogram."""
     quad = _quad(key)
     sums = len(key.recipe.sums)
     cells = max(1, sums) * QUAD
@@ -242,7 +278,7 @@ def whole(key: KernelKey):
     lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
     team = threads(key.plan)
 
-    def blocks(n, addresses, geometry, parameters, ignored, partials, count):
+    def blocks(n, addresses, geometry, parameters, ignored, partials, count, histogram, unit):
         shared_hi = cuda.shared.array(lanes, float64)
         shared_lo = cuda.shared.array(lanes if compensated else 1, float64)
         hi = cuda.local.array(cells, float64)
@@ -255,7 +291,7 @@ def whole(key: KernelKey):
         for r in range(rows):
             index = block * block_size + r * lanes + thread * QUAD
             if index < n:
-                quad(index, n, addresses, geometry, parameters, ignored, hi, lo)
+                quad(index, n, addresses, geometry, parameters, ignored, hi, lo, histogram, 0, unit)
         for k in range(sums):
             for q in range(QUAD):
                 shared_hi[thread * QUAD + q] = hi[k * QUAD + q]
@@ -286,14 +322,16 @@ def whole(key: KernelKey):
 def along_axes(key: KernelKey):
     """Sum runs of ``chunk`` reduced elements of each output, in order. Element r of output o has index r outputs + o.
 
-    Run c leaves the pair of sum k for output o at partials[k, :, c, o]. A thread owns QUAD neighbouring outputs.
+    Run c leaves the pair of sum k for output o at partials[k, :, c, o]. A thread owns QUAD neighbouring outputs. Each
+    output has its own histogram.
     """
     quad = _quad(key)
+    label = 8 * histogram_cells(key.recipe.bins)
     sums = len(key.recipe.sums)
     cells = max(1, sums) * QUAD
     chunk = key.plan.chunk
 
-    def runs(reduced, outputs, addresses, geometry, parameters, ignored, partials, count):
+    def runs(reduced, outputs, addresses, geometry, parameters, ignored, partials, count, histogram, unit):
         hi = cuda.local.array(cells, float64)
         lo = cuda.local.array(cells, float64)
         total_hi = cuda.local.array(cells, float64)
@@ -310,7 +348,19 @@ def along_axes(key: KernelKey):
                 for cell in range(cells):
                     hi[cell] = 0.0
                     lo[cell] = 0.0
-                quad(r * outputs + left, (r + 1) * outputs, addresses, geometry, parameters, ignored, hi, lo)
+                quad(
+                    r * outputs + left,
+                    (r + 1) * outputs,
+                    addresses,
+                    geometry,
+                    parameters,
+                    ignored,
+                    hi,
+                    lo,
+                    histogram + left * label,
+                    label,
+                    unit,
+                )
                 for cell in range(cells):
                     total_hi[cell], total_lo[cell] = merge_pairs(total_hi[cell], total_lo[cell], hi[cell], lo[cell])
             for k in range(sums):

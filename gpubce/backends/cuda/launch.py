@@ -38,24 +38,12 @@ class CudaEngine:
         self.stream = stream
         self.device = device
 
-    def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count):
-        self.launch(
-            "whole",
-            key,
-            key.plan.blocks(elements),
-            threads(key.plan),
-            (elements, addresses, geometry, parameters, ignored, partials, count),
-        )
+    def whole(self, key, elements, *work):
+        self.launch("whole", key, key.plan.blocks(elements), threads(key.plan), (elements, *work))
 
-    def along_axes(self, key, reduced, outputs, addresses, geometry, parameters, ignored, partials, count):
-        workers = count * -(-outputs // QUAD)
-        self.launch(
-            "along_axes",
-            key,
-            -(-workers // self.team),
-            self.team,
-            (reduced, outputs, addresses, geometry, parameters, ignored, partials, count),
-        )
+    def along_axes(self, key, reduced, outputs, *work):
+        workers = key.plan.chunks(reduced) * -(-outputs // QUAD)
+        self.launch("along_axes", key, -(-workers // self.team), self.team, (reduced, outputs, *work))
 
     def combine(self, plan: Plan, sums, size, outputs, source, target):
         blocks = plan.blocks(size)
