@@ -2,109 +2,57 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import copy
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+import zlib
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from gpubce import checks, dispatch
-from gpubce.errors import OptionError, StateError
+from gpubce.errors import MissingDependencyError, OptionError, StateError
 from gpubce.loss import BinaryCrossEntropy
+from gpubce.report import FROM_HISTOGRAM, Report, metric_names, report, reports, sums_for
+from gpubce.spec.bins import SPECIAL
+from gpubce.spec.plan import merge_pairs
 from gpubce.spec.state import LossState
 
-SUMS = ("weight", "positives", "predictions", "squared_error", "cross_entropy")
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the predictions seen so far are worth.
-
-    Weights are weight times label_weight; means below the loss are weighted means.
-
-    Attributes
-    ----------
-    loss : float
-        The loss with all options, in nats. Its mean divides by the evaluator's ``denominator``.
-    loss_bits : float
-        The same in bits.
-    normalized_entropy : float
-        The plain cross-entropy over that of always predicting the base rate (He et al. 2014, eq. 1): below 1 is better
-        than knowing the base rate only. With one class only, the divisor is 0: inf, or NaN for a perfect prediction.
-    base_rate : float
-        The mean target.
-    mean_prediction : float
-        The mean predicted probability.
-    calibration_ratio : float
-        The sum of predictions over the sum of targets; 1 is calibrated on average.
-    brier_score : float
-        The mean of (p - y)^2 (Brier 1950, for the positive class).
-    weight : float
-        The sum of weights.
-    count : int
-        Elements that were counted.
-    invalid : int
-        Elements with a target or probability outside [0, 1], or a bad weight; if there are any, the figures are NaN.
-    """
-
-    loss: float
-    loss_bits: float
-    normalized_entropy: float
-    base_rate: float
-    mean_prediction: float
-    calibration_ratio: float
-    brier_score: float
-    weight: float
-    count: int
-    invalid: int
-    labels: tuple[Report, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures by name; "labels" is a list of such dictionaries, left out where there are none."""
-        figures = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "labels"}
-        if self.labels:
-            figures["labels"] = [label.as_dict() for label in self.labels]
-        return figures
-
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """(what, how much, unit) for each line of a table."""
-        yield "loss", f"{self.loss:.9g}", "nats"
-        yield "", f"{self.loss_bits:.9g}", "bits"
-        yield "normalized entropy", f"{self.normalized_entropy:.6g}", ""
-        yield "base rate", f"{self.base_rate:.6g}", ""
-        yield "mean prediction", f"{self.mean_prediction:.6g}", ""
-        yield "calibration ratio", f"{self.calibration_ratio:.6g}", ""
-        yield "Brier score", f"{self.brier_score:.6g}", ""
-        yield "elements", f"{self.count:,}", ""
-        if self.weight != self.count:
-            yield "sum of weights", f"{self.weight:.9g}", ""
-        if self.invalid:
-            yield "invalid elements", f"{self.invalid:,}", ""
-
-    def __str__(self) -> str:
-        lines = [f"{what:<20}{much:>16} {unit}".rstrip() for what, much, unit in self.rows()]
-        if self.labels:
-            lines += ["", f"{'label':>8}{'loss (nats)':>16}{'norm. entropy':>16}{'base rate':>12}{'calibration':>13}"]
-            lines += [
-                f"{k:>8}{label.loss:>16.9g}{label.normalized_entropy:>16.6g}{label.base_rate:>12.6g}"
-                f"{label.calibration_ratio:>13.6g}"
-                for k, label in enumerate(self.labels)
-            ]
-        return "\n".join(lines)
+VERSION = 2
+"""Of the dictionary that state_dict gives."""
 
 
 class Evaluator:
     """Streaming evaluation: update with batches, merge workers, report at any time.
 
     Device arrays stay on their device and nothing waits for it until :meth:`report`, :meth:`state_dict` or
-    :meth:`merge` of evaluators on different devices.
+    :meth:`merge` of evaluators on different devices. The memory does not depend on the number of elements: about 200
+    bytes for each label, and 16 (bins + 2) more where a metric needs a histogram; as much again for each group, and
+    for each update of a window.
 
     Parameters
     ----------
+    metrics : "all", or names of metrics, default None
+        What to report beside the loss: names of :class:`Report`'s figures. None stands for normalized_entropy,
+        base_rate, mean_prediction, calibration_ratio and brier_score; "all" for all but difference, which needs a
+        ``baseline`` in every update. Fewer metrics take less time; roc_auc, average_precision and calibration_error
+        need a histogram.
     per_label : bool, default False
         Report each label (index along ``label_axis``) too. Batches then have at least two axes.
+    threshold : float, default 0.5
+        The probability from which a prediction counts as positive, for accuracy, precision, recall and f1.
+    bins : int, default 4096
+        Of the histogram, equally wide between the logits -16 and 16: a power of two. More make the bounds of its
+        figures smaller.
+    max_weight : float, optional
+        The largest weight times label_weight that any batch will have; needed where a histogram counts weights. It does
+        so in steps of 2^-24 of the next power of two.
+    window : int, optional
+        Report the last so many updates only.
     **options
         Those of :class:`gpubce.BinaryCrossEntropy`, except ``reduction``, ``axis``, ``base`` and ``dtype``.
         ``denominator`` is "weights" unless given: without weights that is the number of counted elements.
@@ -125,21 +73,51 @@ class Evaluator:
     (0.365714, 0.25, 4)
     """
 
-    def __init__(self, *, per_label: bool = False, **options: Any):
+    def __init__(
+        self,
+        *,
+        metrics: str | Iterable[str] | None = None,
+        per_label: bool = False,
+        threshold: float = 0.5,
+        bins: int = 4096,
+        max_weight: float | None = None,
+        window: int | None = None,
+        **options: Any,
+    ):
         for name in ("reduction", "axis", "base", "dtype"):
             if name in options:
                 raise OptionError(f"{name} has no meaning for an Evaluator: it reports the mean in nats and in bits")
         known = {field.name for field in fields(BinaryCrossEntropy)}
         for name in options:
             if name not in known:
-                raise OptionError(f"{name!r} is not an option: there are {', '.join(sorted(known))} and per_label")
+                own = "metrics, per_label, threshold, bins, max_weight and window"
+                raise OptionError(f"{name!r} is not an option: there are {', '.join(sorted(known))}, {own}")
         options.setdefault("denominator", "weights")
         self.loss = BinaryCrossEntropy(**options)
+        self.metrics = metric_names(metrics)
         self.per_label = checks.flag("per_label", per_label)
-        self._state: LossState | None = None
+        self.threshold = checks.number("threshold", threshold, 0.0, 1.0, "between 0 and 1")
+        self.bins = checks.bin_count(bins)
+        if self.bins == 0 and (needing := [name for name in self.metrics if name in FROM_HISTOGRAM]):
+            raise OptionError(f"bins=0 leaves no histogram for {needing[0]}: choose bins, or leave out the metric")
+        self.max_weight = checks.largest_weight(max_weight)
+        self.window = checks.window_length(window)
+        self._updates: deque[_Update] = deque(maxlen=self.window)
 
     def __repr__(self) -> str:
-        return f"Evaluator({self.loss!r}, per_label={self.per_label})"
+        own = ("metrics", "per_label", "threshold", "bins", "max_weight", "window")
+        return f"Evaluator({self.loss!r}, {', '.join(f'{name}={getattr(self, name)!r}' for name in own)})"
+
+    @property
+    def _histogram_bins(self) -> int:
+        """How many this evaluator's metrics need."""
+        return self.bins if set(FROM_HISTOGRAM) & set(self.metrics) else 0
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What its states hold."""
+        sums = sums_for(self.metrics, self.loss.denominator)
+        return dispatch.state_names(dispatch.Reduction(denominator=self.loss.denominator), sums)
 
     def update(
         self,
@@ -148,12 +126,20 @@ class Evaluator:
         *,
         weight: Any = None,
         mask: Any = None,
+        groups: Any = None,
+        baseline: Any = None,
         device: str = "auto",
         stream: Any = None,
         check: bool | str = "auto",
     ) -> None:
         """Add a batch. The arguments and the errors are those of calling a BinaryCrossEntropy; a batch that raises is
-        not added."""
+        not added.
+
+        ``groups`` are integers, one for each index along the first axis (a country, a segment): each group is reported
+        too. They are read on the host, so device arrays are waited for, and their rows are copied in the groups' order.
+
+        ``baseline`` are other predictions of the same targets, for the metric "difference".
+        """
         loss = self.loss
         if self.per_label:
             axes = dispatch.axis_count(predictions)
@@ -161,106 +147,225 @@ class Evaluator:
                 raise OptionError(f"per_label=True needs batches of at least two axes, but this one has {axes}")
             kept = loss.label_axis % axes
             loss = replace(loss, axis=tuple(axis for axis in range(axes) if axis != kept))
-        batch = loss.state(
-            predictions, targets, weight=weight, mask=mask, device=device, stream=stream, check=check, sums=SUMS
-        )
-        self._state = batch if self._state is None else self._state.merge(batch)
+        how = {
+            "device": device,
+            "stream": stream,
+            "check": check,
+            "sums": self._names,
+            "threshold": self.threshold,
+            "bins": self._histogram_bins,
+            "max_weight": self.max_weight,
+        }
+        arrays = {
+            "predictions": predictions, "targets": targets, "weight": weight, "mask": mask, "baseline": baseline
+        }  # fmt: skip
+        batch = _Update(loss.state(**arrays, **how), {})
+        if groups is not None:
+            for number, rows in dispatch.grouped(groups, arrays):
+                batch.groups[number] = loss.state(**rows, **how)
+        self._add(batch)
+
+    def _add(self, update: _Update) -> None:
+        # In one step, between whose halves no interrupt can lose what was seen.
+        if self.window is None and self._updates:
+            self._updates[-1] = self._updates[-1].merge(update)
+        else:
+            self._updates.append(update)
 
     def merge(self, *others: Evaluator) -> Evaluator:
-        """Add what other evaluators with the same options have seen; returns this one."""
+        """Add what other evaluators with the same options have seen; returns this one. An evaluator with a window
+        keeps its last updates, the others' after its own."""
         for other in others:
             if not isinstance(other, Evaluator):
                 raise StateError(f"an Evaluator can only be merged with an Evaluator, not with {type(other).__name__}")
-            if (self.loss, self.per_label) != (other.loss, other.per_label):
+            if repr(self) != repr(other):
                 raise StateError(f"evaluators with different options cannot be merged: {self!r} and {other!r}")
-            if other._state is None:
-                continue
-            if self._state is None:
-                self._state = other._state
-            elif type(self._state.values) is type(other._state.values):
-                self._state = self._state.merge(other._state)
-            else:
-                self._state = self._state.to_host().merge(other._state.to_host())
+            for update in tuple(other._updates):
+                self._add(update)
         return self
+
+    def sync(self, group: Any = None) -> Evaluator:
+        """A new evaluator that has seen what the evaluators of all processes of a torch.distributed group have seen,
+        the same bits on each of them; this one stays as it is. Waits for the device and for the other processes.
+
+        ``group`` is a process group of any backend; None stands for all processes.
+        """
+        if self.window is not None:
+            raise OptionError("window= is given, and the last updates of several processes have no order: leave it out")
+        try:
+            from torch import distributed
+        except ImportError:
+            raise MissingDependencyError("sync() needs PyTorch: pip install 'gpubce[torch]'") from None
+        if not (distributed.is_available() and distributed.is_initialized()):
+            raise StateError("sync() needs a process group: call torch.distributed.init_process_group() first")
+        gathered: list[Any] = [None] * distributed.get_world_size(group)
+        distributed.all_gather_object(gathered, (repr(self), self._on_host()._updates), group)
+        together = self._empty()
+        for options, updates in gathered:
+            if options != repr(self):
+                raise StateError(f"evaluators with different options cannot be merged: {self!r} and {options}")
+            for update in updates:
+                together._add(update)
+        return together
+
+    def _empty(self) -> Evaluator:
+        """Another one with the same options."""
+        other = copy.copy(self)
+        other._updates = deque(maxlen=self.window)
+        return other
+
+    def _on_host(self) -> Evaluator:
+        """The same with its states in NumPy, which any process can unpickle."""
+        other = self._empty()
+        for update in self._updates:
+            other._updates.append(update.to_host())
+        return other
 
     def reset(self) -> None:
         """Forget everything."""
-        self._state = None
+        self._updates.clear()
 
     def report(self) -> Report:
         """The figures of everything seen so far. Waits for the device."""
-        if self._state is None:
-            names = ("loss", "count", "invalid", *SUMS)
-            return self._figures(LossState(names, np.zeros((len(names), 2)), 0, 0.0))
-        state = self._state.to_host()
-        if not self.per_label:
-            return self._figures(state)
-        labels = _split(state)
-        nothing = LossState(state.sums, np.zeros((len(state.sums), 2)), 0, state.rows)
-        together = replace(_merged([nothing, *labels]), rows=state.rows)
-        return replace(self._figures(together), labels=tuple(self._figures(label) for label in labels))
+        whole = self._seen()
+        groups = {number: self._report(state) for number, state in sorted(whole.groups.items())}
+        return replace(self._report(whole.state), groups=groups or None)
 
-    def _figures(self, state: LossState) -> Report:
-        total = {name: float(state.total(name)) for name in state.sums}
-        if total["invalid"]:
-            total |= dict.fromkeys(SUMS, math.nan)
-        weight, positives = total["weight"], total["positives"]
-        loss = float(self.loss.finish(state))
-        with np.errstate(all="ignore"):
-            over = lambda a, b: float(np.float64(a) / np.float64(b))  # noqa: E731  (0 / 0 is NaN, as everywhere here)
-            base_rate = over(positives, weight)
-            return Report(
-                loss=loss,
-                loss_bits=loss / math.log(2.0),
-                normalized_entropy=over(over(total["cross_entropy"], weight), _entropy(base_rate)),
-                base_rate=base_rate,
-                mean_prediction=over(total["predictions"], weight),
-                calibration_ratio=over(total["predictions"], positives),
-                brier_score=over(total["squared_error"], weight),
-                weight=weight,
-                count=int(total["count"]),
-                invalid=int(total["invalid"]),
-            )
+    def _seen(self) -> _Update:
+        """All updates in one."""
+        if not self._updates:
+            names, shape, bins = self._names, (0,) * self.per_label, self._histogram_bins
+            histogram = np.zeros((*shape, bins + SPECIAL, 2), np.int64) if bins else None
+            return _Update(LossState(names, np.zeros((len(names), 2, *shape)), 0, 0.0, histogram), {})
+        whole, *rest = self._updates
+        for update in rest:
+            whole = whole.merge(update)
+        return whole
+
+    def _report(self, state: LossState) -> Report:
+        state = state.to_host()
+        how = self.metrics, self.max_weight or 1.0
+        if not self.per_label:
+            return report(self.loss, state, *how)
+        return replace(report(self.loss, _together(state), *how), labels=reports(self.loss, state, *how))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far as a dictionary that JSON can hold, for :meth:`load_state_dict`. Waits for the
         device."""
-        if self._state is None:
-            return {"options": repr(self), "state": None}
-        state = self._state.to_host()
         return {
+            "version": VERSION,
             "options": repr(self),
-            "state": {
-                "sums": list(state.sums),
-                "values": state.values.tolist(),
-                "elements": state.elements,
-                "rows": state.rows,
-            },
+            "updates": [
+                {
+                    "state": _as_saved(update.state),
+                    "groups": {str(number): _as_saved(state) for number, state in update.groups.items()},
+                }
+                for update in self._updates
+            ],
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from a saved state. Raises StateError if it is from an evaluator with other options."""
-        if not isinstance(saved, Mapping) or not {"options", "state"} <= set(saved):
-            raise StateError("this is not the state_dict of an Evaluator: it has no 'options' and 'state'")
+        if not isinstance(saved, Mapping) or not {"version", "options", "updates"} <= set(saved):
+            raise StateError("this is not the state_dict of an Evaluator: it has no 'version', 'options' and 'updates'")
+        if type(saved["version"]) is not int or saved["version"] != VERSION:
+            version = checks.shown(saved["version"])
+            raise StateError(f"the saved state is of version {version}, this package reads version {VERSION}")
         if not isinstance(saved["options"], str) or saved["options"] != repr(self):
             options = checks.shown(saved["options"])
             raise StateError(f"the saved state is of {options}, this is {self!r}: use the same options")
-        state = saved["state"]
-        if state is None:
-            self._state = None
-            return
-        if not isinstance(state, Mapping):
-            state = {}
-        loaded = None
-        with contextlib.suppress(KeyError, IndexError, TypeError, ValueError, OverflowError):
-            sums, values, elements, rows = (state[name] for name in ("sums", "values", "elements", "rows"))
-            if isinstance(sums, list | tuple) and _are_numbers(values, 2 + self.per_label):
-                pairs, count = np.array(values, np.float64), int(checks.real("elements", elements))
-                found = LossState(tuple(sums), pairs, count, checks.real("rows", rows))
-                loaded = found if _is_sound(found, 2 + self.per_label) else None
-        if loaded is None:
+        form = self._names, 2 + self.per_label, self._histogram_bins
+        loaded = []
+        updates = saved["updates"] if isinstance(saved["updates"], list | tuple) else [None]
+        for update in updates:
+            with contextlib.suppress(KeyError, IndexError, TypeError, ValueError, OverflowError, zlib.error):
+                if isinstance(update, Mapping) and isinstance(update["groups"], Mapping):
+                    groups = {int(number): _from_saved(state, *form) for number, state in update["groups"].items()}
+                    loaded.append(_Update(_from_saved(update["state"], *form), groups))
+                    continue
             raise StateError("the saved state is damaged: save it again with state_dict()")
-        self._state = loaded
+        if self.window is None and len(loaded) > 1:
+            raise StateError("the saved state is damaged: save it again with state_dict()")
+        self._updates = deque(loaded, maxlen=self.window)
+
+
+class _Update:
+    """What one update, or several together, have added: the whole state, and each group's."""
+
+    def __init__(self, state: LossState, groups: dict[int, LossState]):
+        self.state = state
+        self.groups = groups
+
+    def merge(self, other: _Update) -> _Update:
+        groups = dict(self.groups)
+        for number, state in other.groups.items():
+            groups[number] = _merged(groups[number], state) if number in groups else state
+        return _Update(_merged(self.state, other.state), groups)
+
+    def to_host(self) -> _Update:
+        return _Update(self.state.to_host(), {number: state.to_host() for number, state in self.groups.items()})
+
+
+def _merged(one: LossState, other: LossState) -> LossState:
+    """Both together; on the host where they are of different libraries, or on different devices."""
+    places = [getattr(state.values, "device", None) for state in (one, other)]
+    if type(one.values) is not type(other.values) or places[0] != places[1]:
+        one, other = one.to_host(), other.to_host()
+    return one.merge(other)
+
+
+def _together(state: LossState) -> LossState:
+    """The state of all labels together: those of the first half are merged with those of the second, and again."""
+    values = state.values
+    with np.errstate(all="ignore"):
+        while values.shape[2] != 1:
+            half = max(1, -(-values.shape[2] // 2))
+            padded = np.zeros((*values.shape[:2], 2 * half))
+            padded[:, :, : values.shape[2]] = values
+            one, two = padded[:, :, :half], padded[:, :, half:]
+            values = np.stack(merge_pairs(one[:, 0], one[:, 1], two[:, 0], two[:, 1]), axis=1)
+    histogram = None if state.histogram is None else state.histogram.sum(axis=0)
+    return LossState(state.sums, values[:, :, 0], state.elements * state.shape[0], state.rows, histogram)
+
+
+# Saved states -------------------------------------------------------------------------------------------------------
+
+
+def _as_saved(state: LossState) -> dict[str, Any]:
+    state = state.to_host()
+    cells = None
+    if state.histogram is not None:
+        packed = zlib.compress(np.ascontiguousarray(state.histogram, "<i8").tobytes())
+        cells = base64.b64encode(packed).decode("ascii")
+    return {
+        "sums": list(state.sums),
+        "values": state.values.tolist(),
+        "elements": state.elements,
+        "rows": state.rows,
+        "histogram": cells,
+    }
+
+
+def _from_saved(state: Any, names: tuple[str, ...], axes: int, bins: int) -> LossState:
+    """The state, or ValueError and its like if it is damaged."""
+    if not isinstance(state, Mapping):
+        raise ValueError
+    sums, values, elements, rows, cells = (state[name] for name in ("sums", "values", "elements", "rows", "histogram"))
+    known = isinstance(sums, list | tuple) and all(isinstance(name, str) for name in sums) and tuple(sums) == names
+    if not known or not _are_numbers(values, axes) or isinstance(cells, str) != (bins > 0):
+        raise ValueError
+    pairs, count = np.array(values, np.float64), int(checks.real("elements", elements))
+    found = LossState(names, pairs, count, checks.real("rows", rows))
+    if not _is_sound(found, axes):
+        raise ValueError
+    if not isinstance(cells, str):
+        return found
+    shape = (*found.shape, bins + SPECIAL, 2)
+    size = 8 * math.prod(shape)
+    unpacked = zlib.decompressobj().decompress(base64.b64decode(cells, validate=True), size + 1)
+    if len(unpacked) != size:
+        raise ValueError
+    return replace(found, histogram=np.frombuffer(unpacked, "<i8").astype(np.int64).reshape(shape))
 
 
 def _are_numbers(values: Any, axes: int) -> bool:
@@ -271,30 +376,10 @@ def _are_numbers(values: Any, axes: int) -> bool:
 
 
 def _is_sound(state: LossState, axes: int) -> bool:
-    """Whether a state could have been summed: all that a report needs, in pairs, and counts that are numbers."""
+    """Whether a state could have been summed: pairs, and counts that are numbers."""
     sums, values = state.sums, state.values
-    if values.ndim != axes or values.shape[:2] != (len(sums), 2) or len(set(sums)) != len(sums):
+    if values.ndim != axes or values.shape[:2] != (len(sums), 2):
         return False
     counts = values[[sums.index("count"), sums.index("invalid")]]
     counted = bool(np.isfinite(counts).all() and (counts[:, 0] >= 0).all())
-    return counted and state.elements >= 0 and math.isfinite(state.rows) and {"loss", *SUMS} <= set(sums)
-
-
-def _split(state: LossState) -> list[LossState]:
-    """The state of each label."""
-    return [
-        LossState(state.sums, np.ascontiguousarray(state.values[:, :, k]), state.elements, state.rows)
-        for k in range(state.shape[0])
-    ]
-
-
-def _merged(states: list[LossState]) -> LossState:
-    whole, *rest = states
-    for state in rest:
-        whole = whole.merge(state)
-    return whole
-
-
-def _entropy(p: float) -> float:
-    """The entropy of a coin with probability p, in nats."""
-    return 0.0 if p in (0.0, 1.0) else -(p * math.log(p) + (1.0 - p) * math.log1p(-p)) if 0.0 < p < 1.0 else math.nan
+    return counted and state.elements >= 0 and math.isfinite(state.rows)

@@ -234,14 +234,48 @@ REFUSED = [
     (lambda: seen(([[0.0]], [[1]]), per_label=True, label_axis=2), ShapeError, "label_axis=2", "(1, 1)"),
     (lambda: Evaluator().merge(3), StateError, "Evaluator", "int"),
     (lambda: Evaluator().merge(Evaluator(gamma=2.0)), StateError, "different options", "gamma=2.0"),
-    (lambda: Evaluator().load_state_dict({}), StateError, "'options' and 'state'"),
+    (lambda: Evaluator().load_state_dict({}), StateError, "'version', 'options' and 'updates'"),
+    (lambda: Evaluator().load_state_dict(seen().state_dict() | {"version": 3}), StateError, "version 3", "version 2"),
+    (lambda: Evaluator().load_state_dict(seen().state_dict() | {"version": True}), StateError, "version True"),
+    (lambda: Evaluator(metrics="all").load_state_dict(Evaluator().state_dict()), StateError, "same options"),
+    (lambda: Evaluator(metrics="auc"), OptionError, "metrics='auc'", "'roc_auc'"),
+    (lambda: Evaluator(metrics=3), OptionError, "metrics=3", "list of names"),
+    (lambda: Evaluator(threshold=1.5), OptionError, "threshold=1.5", "between 0 and 1"),
+    (lambda: Evaluator(bins=1000), OptionError, "bins=1000", "power of two"),
+    (lambda: Evaluator(metrics="all", bins=0), OptionError, "bins=0", "roc_auc"),
+    (lambda: Evaluator(bins=True), OptionError, "bins=True", "power of two"),
+    (lambda: Evaluator(max_weight=0), OptionError, "max_weight=0"),
+    (lambda: Evaluator(window=0), OptionError, "window=0", "from 1 on"),
+    (lambda: Evaluator(window=2.0), OptionError, "window=2.0"),
+    (lambda: seen(WHOLE, metrics="all"), OptionError, "max_weight", "histogram"),
+    (lambda: seen(WHOLE[:2], metrics="all", max_weight=2.0**25), OptionError, "max_weight=3.35544e+07", "no weight"),
+    (lambda: seen(WHOLE[:2]).report().interval(), OptionError, "standard_error"),
     (lambda: Evaluator().load_state_dict(seen().state_dict()), StateError, "from_logits=True", "same options"),
     (lambda: seen(([[0.0]], [[1]]), ([[0.0] * 2], [[1] * 2]), per_label=True), StateError, "(1,)", "(2,)"),
 ]
-DAMAGED = [{}, {"sums": ["loss"]}, {"sums": ["loss"], "values": [[0.0, 0.0]], "elements": 1, "rows": 1.0}, [1, 2]]
+SOUND = seen(WHOLE[:2]).state_dict()["updates"][0]
+DAMAGED = [
+    3,
+    [3],
+    [{}],
+    [{"state": SOUND["state"]}],
+    [{"state": None, "groups": {}}],
+    [{"state": SOUND["state"], "groups": {"north": SOUND["state"]}}],
+    [{"state": SOUND["state"], "groups": {"1": {}}}],
+    [SOUND, SOUND],
+    *(
+        [{"state": SOUND["state"] | change, "groups": {}}]
+        for change in (
+            {"sums": ["loss"]},
+            {"values": [[0.0, 0.0]]},
+            {"elements": -1},
+            {"rows": math.nan},
+            {"histogram": "AAAA"},
+        )
+    ),
+]
 REFUSED += [
-    (partial(seen().load_state_dict, {"options": repr(seen()), "state": state}), StateError, "saved state")
-    for state in DAMAGED
+    (partial(seen().load_state_dict, seen().state_dict() | {"updates": row}), StateError, "damaged") for row in DAMAGED
 ]
 
 

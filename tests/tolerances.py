@@ -47,3 +47,7 @@ Over ten minutes, 5 bytes a call would be seen."""
 SOAK_OBJECTS = 50
 """Growth of the number of objects between the same thirds: caches of Python and NumPy fill slowly; a leak of one object
 in 100 calls would be seen in ten minutes."""
+
+FIGURES_AGREE = 1e-12
+"""A report's figures against those of scikit-learn and NumPy: a few quotients and logarithms of float64, and sums of
+thousands of terms that they add in another order."""
