@@ -18,6 +18,8 @@ def pytest_collection_modifyitems(config, items):
 
     if "exhaustive" not in config.getoption("-m"):
         leave_out("exhaustive")
+    if config.getoption("--require-gpu"):
+        leave_out("browser")  # A page does not depend on where its figures come from.
     gpus, reason = find_gpus()
     if gpus or config.getoption("--require-gpu"):
         leave_out("no_gpu")
