@@ -124,6 +124,21 @@ KERNELS = {
     "state": _entry(sums=("loss", "count", "invalid")),
     "evaluator": _entry(sums=_EVALUATOR),
     "evaluator, weight": _entry(sums=_EVALUATOR, weight="float32"),
+    "evaluator, threshold and entropies": _entry(
+        sums=("loss", "positive_entropy", "target_entropy", "predicted", "found"), threshold=True
+    ),
+    "evaluator, standard error": _entry(
+        sums=("loss", "squared_loss", "squared_weight", "loss_by_weight", "squared_positives", "loss_by_positives"),
+        weight="float32",
+    ),
+    "difference from a baseline": _entry(
+        baseline="float32",
+        sums=("difference", "squared_difference", "difference_by_weight", "difference_by_positives"),
+        weight="float32",
+    ),
+    "histogram, uint8 targets": _entry(target="uint8", bins=4096),
+    "histogram, weight": _entry(weight="float32", bins=4096, quantised=True),
+    "histogram by label": _entry("along_axes", target="bool", bins=256),
     # Types: every one of them occurs as a target, and those of predictions as predictions.
     "uint8 targets": _entry(target="uint8"),
     "int8 targets, unaligned": _entry(target="int8", vector=1),
@@ -302,11 +317,11 @@ _CLASSES = {
     "FP32": r"F(FMA|ADD|MUL)2?",
     "FP64": r"D(FMA|ADD|MUL|SETP|MNMX)",
     "half": r"H(FMA|ADD|MUL)2",
-    "select": r"([FIH]|VI)?(SETP|SET|MNMX|MNMX3|SEL)2?|FCHK|PLOP3|P2R|R2P|VOTE",
+    "select": r"([FIH]|VI)?(SETP|SET|MNMX|MNMX3|SEL)2?|FCHK|PLOP3|P2R|R2P|VOTEU?",
     "integer": r"V?(IADD|IADD3|IADDMNMX|IMAD|LEA|LOP3|SHF|SHL|SHR|PRMT|MOV|IABS|FLO|POPC|SGXT|BMSK)|CS2R|R2UR",
     "conversion": r"(F2F|F2I|I2F|I2I|F2FP|I2FP|I2IP|F2IP|FRND)",
     "MUFU": r"MUFU",
-    "memory": r"(LD|ST|LDG|STG|LDS|STS|LDL|STL|LDC|LDCU)",
+    "memory": r"(LD|ST|LDG|STG|LDS|STS|LDL|STL|LDC|LDCU|RED|REDG|ATOMG)",
     "control": r"BRA|BSSY|BSYNC|BMOV|BREAK|EXIT|CALL|RET|NOP|BAR|WARPSYNC|YIELD|DEPBAR|S2R|S2UR",
 }
 """What the first part of an instruction's name says about its work; a U before it (the datapath that works once for a
