@@ -102,8 +102,14 @@ def registers_suffice(seen: Examined) -> Iterator[str]:
         yield f"local memory: {local}"
 
 
-OWN_FLOAT64 = {"positives": 1, "predictions": 1, "squared_error": 3, "cross_entropy": 5}
-"""Float64 additions and products in the formula of a quantity; the others are widened from float32, or are 0 or 1."""
+OWN_FLOAT64 = {
+    **{"positives": 1, "predictions": 1, "squared_error": 3, "cross_entropy": 5},
+    **{"positive_entropy": 2, "target_entropy": 1},
+    **{"squared_loss": 1, "squared_weight": 1, "loss_by_weight": 1, "squared_positives": 2, "loss_by_positives": 1},
+    **{"difference": 1, "squared_difference": 1, "difference_by_weight": 1, "difference_by_positives": 2},
+}
+"""Float64 additions and products in the formula of a quantity, without those that it has in common with one before it
+in the same kernel; the others are widened from float32, or are 0 or 1."""
 
 PAIR = 8
 """Additions that merge a pair with a pair: two_sum's six, and two for the low parts."""
@@ -215,6 +221,8 @@ def known_defects(name: str, capability: tuple[int, int]) -> set[str]:
         defects.add("arrays_move_in_wide_pieces")  # NVVM cuts a vector of four halves into two words.
     if recipe.gamma:
         defects.add("work_is_unrolled")  # The body is too large for NVVM to unroll.
+    if recipe.quantised:
+        defects.add("float64_is_for_sums")  # Weights become integers by way of float64.
     return defects
 
 

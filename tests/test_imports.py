@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-OPTIONAL = ("cupy", "torch", "numba_cuda", "numba.cuda", "pyarrow", "tqdm", "ml_dtypes", "sklearn")
+OPTIONAL = ("cupy", "torch", "numba_cuda", "numba.cuda", "pyarrow", "tqdm", "ml_dtypes", "sklearn", "matplotlib")
 
 HIDE = f"""
 import sys
@@ -30,7 +30,18 @@ def test_importing_loads_neither_compiler_nor_libraries():
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))\n"
     )
     assert "gpubce" in seen.split()
-    heavy = {"numba", "llvmlite", "cupy", "torch", "pyarrow", "tqdm", "ml_dtypes", "sklearn", "numba_cuda"}
+    heavy = {
+        "numba",
+        "llvmlite",
+        "cupy",
+        "torch",
+        "pyarrow",
+        "tqdm",
+        "ml_dtypes",
+        "sklearn",
+        "numba_cuda",
+        "matplotlib",
+    }
     assert heavy & set(seen.split()) == set()
 
 
