@@ -22,8 +22,10 @@ from pathlib import Path
 
 from gpubce.backends.cuda.compile import ptx
 from gpubce.backends.cuda.kernels import QUAD, threads
-from gpubce.backends.cuda.launch import CudaEngine
+from gpubce.backends.cuda.launch import CudaEngine, most_sums
 from gpubce.backends.kernel_key import KernelKey, SettleKey
+from gpubce.dispatch import Reduction, state_names
+from gpubce.report import metric_names, sums_for
 from gpubce.spec.geometry import FLAT, SCALAR, STRIDED
 from gpubce.spec.plan import PLAN, Plan
 from gpubce.spec.precision import ITEMSIZE
@@ -106,10 +108,18 @@ def _entry(
     return Entry(kind, KernelKey(made, layouts, dimensions, vector=vector))
 
 
+def _entries(name: str, kind: str = "whole", **recipe) -> dict[str, Entry]:
+    """The kernels among which a GPU divides so many sums."""
+    entry = _entry(kind, **recipe)
+    parts = [key for _, key in entry.key.parts(most_sums(kind, entry.key.recipe))]
+    return {f"{name}, {number} of {len(parts)}": Entry(kind, key) for number, key in enumerate(parts, 1)}
+
+
 _GRADIENT = {"outputs": ("gradient",), "scaled": True}
 _DERIVATIVES = {"outputs": ("gradient", "hessian"), "sums": ()}
 _PROBABILITY = {"space": PROBABILITY, "floor": True}
 _EVALUATOR = ("loss", "count", "invalid", "weight", "positives", "predictions", "squared_error", "cross_entropy")
+_EVERYTHING = state_names(Reduction(denominator="weights"), sums_for(metric_names("all"), "weights"))
 
 KERNELS = {
     # Logits and targets are float32 where nothing else is said. Arrays are flat and aligned.
@@ -124,12 +134,19 @@ KERNELS = {
     "state": _entry(sums=("loss", "count", "invalid")),
     "evaluator": _entry(sums=_EVALUATOR),
     "evaluator, weight": _entry(sums=_EVALUATOR, weight="float32"),
-    "evaluator, threshold and entropies": _entry(
-        sums=("loss", "positive_entropy", "target_entropy", "predicted", "found"), threshold=True
+    **_entries("all metrics", sums=_EVERYTHING, threshold=True, weight="float32"),
+    **_entries("all metrics by label", kind="along_axes", sums=_EVERYTHING, threshold=True, weight="float32"),
+    **_entries(
+        "float64, all metrics by label",
+        kind="along_axes",
+        sums=_EVERYTHING,
+        threshold=True,
+        compute="float64",
+        prediction="float64",
+        target="float64",
     ),
-    "evaluator, standard error": _entry(
-        sums=("loss", "squared_loss", "squared_weight", "loss_by_weight", "squared_positives", "loss_by_positives"),
-        weight="float32",
+    "mean by positives, standard error": _entry(
+        sums=("loss", "squared_loss", "squared_positives", "loss_by_positives"), weight="float32"
     ),
     "difference from a baseline": _entry(
         baseline="float32",

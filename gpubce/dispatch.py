@@ -113,12 +113,12 @@ class Formula:
     """
 
     space: str
-    parameters: tuple[tuple[str, float], ...] = ()
-    pos_weight: tuple[float, ...] | None = None
-    label_weight: tuple[float, ...] | None = None
-    label_axis: int = -1
-    ignore_index: float | int | None = None
-    unit: float = 1.0
+    parameters: tuple[tuple[str, float], ...]
+    pos_weight: tuple[float, ...] | None
+    label_weight: tuple[float, ...] | None
+    label_axis: int
+    ignore_index: float | int | None
+    unit: float
 
     @made_once
     def features(self) -> dict[str, bool]:

@@ -418,13 +418,13 @@ STREAMS = {
 def test_streams_are_known_by_their_handles(a_gpu, monkeypatch):
     monkeypatch.setattr(dlpack, "stream", lambda like: 99)
     on_gpu = partial(dispatch.Arguments, OnCuda(), OnCuda())
-    call = dispatch.Session(dispatch.Formula("logit"), on_gpu())
+    call = dispatch.Session(mean._formula, on_gpu())
     assert (call.stream, call.has_own_stream) == (99, False), "the current one of the library"
     for name, (stream, handle) in STREAMS.items():
-        call = dispatch.Session(dispatch.Formula("logit"), on_gpu(stream=stream))
+        call = dispatch.Session(mean._formula, on_gpu(stream=stream))
         assert (call.stream, call.has_own_stream) == (handle, True), name
     with pytest.raises(OptionError, match="stream=.* is not a CUDA stream"):
-        dispatch.Session(dispatch.Formula("logit"), on_gpu(stream=Stream(number=7)))
+        dispatch.Session(mean._formula, on_gpu(stream=Stream(number=7)))
 
 
 def test_devices_are_printed_one_a_line():

@@ -103,13 +103,25 @@ def registers_suffice(seen: Examined) -> Iterator[str]:
 
 
 OWN_FLOAT64 = {
-    **{"positives": 1, "predictions": 1, "squared_error": 3, "cross_entropy": 5},
-    **{"positive_entropy": 2, "target_entropy": 1},
-    **{"squared_loss": 1, "squared_weight": 1, "loss_by_weight": 1, "squared_positives": 2, "loss_by_positives": 1},
-    **{"difference": 1, "squared_difference": 1, "difference_by_weight": 1, "difference_by_positives": 2},
+    "positives": {"w y"},
+    "predictions": {"w p"},
+    "squared_error": {"p - y", "(p - y)^2", "w (p - y)^2"},
+    "cross_entropy": {"1 - y", "-y log p", "-(1 - y) log q", "both", "w both"},
+    "positive_entropy": {"w y", "-(w y) log p"},
+    "target_entropy": {"w entropy"},
+    "found": {"w y"},
+    "squared_loss": {"loss^2"},
+    "squared_weight": {"w w"},
+    "loss_by_weight": {"w loss"},
+    "squared_positives": {"w y", "(w y)^2"},
+    "loss_by_positives": {"w y", "(w y) loss"},
+    "difference": {"difference"},
+    "squared_difference": {"difference", "difference^2"},
+    "difference_by_weight": {"difference", "w difference"},
+    "difference_by_positives": {"difference", "w y", "(w y) difference"},
 }
-"""Float64 additions and products in the formula of a quantity, without those that it has in common with one before it
-in the same kernel; the others are widened from float32, or are 0 or 1."""
+"""Float64 additions and products in the formula of a quantity; the others are widened from float32, or are 0 or 1.
+Those that several have in common are done once. Without weights, those that begin with w are 1 x + 0."""
 
 PAIR = 8
 """Additions that merge a pair with a pair: two_sum's six, and two for the low parts."""
@@ -121,11 +133,11 @@ def float64_operations(key: KernelKey, kind: str) -> tuple[int, int]:
     In between are additions of 0, which change nothing but -0. NVVM leaves one of them out here and there from 10.0 on,
     where it can prove that there is no -0.
     """
-    most = zeros = 0
     weighted = key.recipe.weight is not None or key.recipe.label_weight is not None
+    own: set[str] = set().union(*(OWN_FLOAT64.get(name, set()) for name in key.recipe.sums))
+    most = len(key.recipe.sums) + len(own)
+    zeros = 0 if weighted else sum(what.startswith("w ") for what in own)
     for name in key.recipe.sums:
-        most += 1 + OWN_FLOAT64.get(name, 0)
-        zeros += name in OWN_FLOAT64 and not weighted  # 1 x + 0
         if kind == "along_axes":
             # The element is a pair too, (0 + value, 0). Every compiler knows 0 + 0 and 0 + 1.
             known = name in ("count", "invalid")

@@ -1,6 +1,7 @@
 """What identifies a compiled kernel: the recipe, where its arrays lie, and the plan."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,6 +61,19 @@ class KernelKey:
         other in a cache, and not in one set of it."""
         pad = 0 if self.strip == self.plan.lanes else 8 * self.strip
         return 16 * self.plan.lanes + pad
+
+    def parts(self, most: int) -> Iterator[tuple[int, "KernelKey"]]:
+        """The kernels that do this one's work, each with at most so many of the sums: (the position of its first sum,
+        the kernel). They read the same arrays; the first one alone fills the histogram. Only states have so
+        many sums, and they have no outputs."""
+        sums = self.recipe.sums
+        if len(sums) <= most:
+            yield 0, self
+            return
+        share = -(-len(sums) // -(-len(sums) // most))
+        for first in range(0, len(sums), share):
+            bins = 0 if first else self.recipe.bins
+            yield first, replace(self, recipe=replace(self.recipe, sums=sums[first : first + share], bins=bins))
 
     def staging(self, role: str) -> int:
         """The byte offset of its row in a CPU thread's scratch."""

@@ -1,10 +1,10 @@
 """One pass over the inputs, ready to run: what to compute, where the arrays are, and the numbers of this call."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
 from gpubce.spec.geometry import Operand
-from gpubce.spec.plan import PLAN, Plan
+from gpubce.spec.plan import Plan
 from gpubce.spec.recipe import Recipe
 
 
@@ -20,13 +20,13 @@ class Job:
     recipe: Recipe
     shape: tuple[int, ...]
     operands: tuple[Operand, ...]
-    kept: int = 0
-    states: int = 0
-    histogram: int = 0
-    unit: int = 1
-    parameters: dict[str, float] = field(default_factory=dict)
-    ignored: float = 0
-    plan: Plan = PLAN
+    kept: int
+    states: int
+    histogram: int
+    unit: int
+    parameters: dict[str, float]
+    ignored: float
+    plan: Plan
 
     @property
     def elements(self) -> int:

@@ -334,7 +334,7 @@ def _narrow(context, builder, storage: str, value):
     return value
 
 
-def _pointer(context, builder, storage: str, address, index, count: int = 1):
+def _pointer(context, builder, storage: str, address, index, count: int):
     """The typed pointer to ``count`` elements from ``index`` on. CUDA gets one into global memory, so that loads are
     ``ld.global`` and not generic."""
     space = 1 if _is_cuda(context) else 0
@@ -424,7 +424,7 @@ def add_atomically(typingctx, address, index, amount):
     """Add to an int64 in memory to which other threads add at the same time. Integers have one sum in any order."""
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, "int64", *args[:2])
+        pointer = _pointer(context, builder, "int64", *args[:2], 1)
         builder.atomic_rmw("add", pointer, args[2], "monotonic")
         return context.get_dummy_value()
 

@@ -8,9 +8,11 @@ from functools import lru_cache
 from gpubce.backends.cuda import compile as compiled
 from gpubce.backends.cuda.kernels import QUAD, threads
 from gpubce.backends.devices import simulated
-from gpubce.backends.kernel_key import SettleKey
+from gpubce.backends.kernel_key import KernelKey, SettleKey
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import Plan
+from gpubce.spec.precision import ITEMSIZE
+from gpubce.spec.recipe import Recipe
 
 
 @contextlib.contextmanager
@@ -39,11 +41,13 @@ class CudaEngine:
         self.device = device
 
     def whole(self, key, elements, *work):
-        self.launch("whole", key, key.plan.blocks(elements), threads(key.plan), (elements, *work))
+        for part, rest in _in_registers("whole", key, 1, *work):
+            self.launch("whole", part, key.plan.blocks(elements), threads(key.plan), (elements, *rest))
 
     def along_axes(self, key, reduced, outputs, *work):
         workers = key.plan.chunks(reduced) * -(-outputs // QUAD)
-        self.launch("along_axes", key, -(-workers // self.team), self.team, (reduced, outputs, *work))
+        for part, rest in _in_registers("along_axes", key, outputs, *work):
+            self.launch("along_axes", part, -(-workers // self.team), self.team, (reduced, outputs, *rest))
 
     def combine(self, plan: Plan, sums, size, outputs, source, target):
         blocks = plan.blocks(size)
@@ -67,6 +71,26 @@ class CudaEngine:
             compiled.kernel(kind, key, self.device)[grid, team](*arguments)
         else:
             _configured(kind, key, self.device, grid, team, self.stream)(*arguments)
+
+
+def most_sums(kind: str, recipe: Recipe) -> int:
+    """How many sums one kernel has; where there are more, several kernels run one after the other.
+
+    15 sums at once lie in local memory, which is device memory: 480 bytes a thread for float32, and by label 976 with
+    1,424 bytes spilled (ptxas for 9.0). 8 have 126 registers as a whole and 252 by label, or spill where pairs are
+    added; 6 have at most 214. The sums of each element do not depend on what stands beside them, so the bits are the
+    same.
+    """
+    return 8 if kind == "whole" and not recipe.compensated else 6
+
+
+def _in_registers(
+    kind: str, key: KernelKey, outputs: int, addresses, geometry, parameters, ignored, partials, count, *rest
+) -> Iterator[tuple[KernelKey, tuple]]:
+    """The kernels that do this one's work, each with its arguments."""
+    for first, part in key.parts(most_sums(kind, key.recipe)):
+        where = partials + ITEMSIZE["float64"] * 2 * first * count * outputs
+        yield part, (addresses, geometry, parameters, ignored, where, count, *rest)
 
 
 @lru_cache(maxsize=4096)
