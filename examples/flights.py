@@ -8,7 +8,7 @@ not, although it would nearly give the answer away.
 The regression is trained on January to September and tested on October to December, as it would be used.
 
     python examples/flights.py --out flights.npz --check
-    gpubce evaluate flights.npz
+    gpubce evaluate flights.npz --metrics all --group hour --html flights.html
 """
 
 import argparse
@@ -100,8 +100,8 @@ def train_regression(xp: Any, inputs: Any, targets: Any, iterations: int) -> Any
     return weights
 
 
-def predict_test_flights(iterations: int, use_cupy: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(probabilities, targets) of the test flights, after training on the others."""
+def predict_test_flights(iterations: int, use_cupy: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(probabilities, targets, scheduled hours) of the test flights, after training on the others."""
     columns, delays, dropped = read_flights()
     targets = (delays > LATE).astype(np.uint8)
     print(f"{len(targets):,} flights; {dropped:,} more that never arrived as planned are dropped")
@@ -119,7 +119,7 @@ def predict_test_flights(iterations: int, use_cupy: bool = False) -> tuple[np.nd
     if use_cupy:
         weights = weights.get()
     logits = inputs[~train].astype(np.float64) @ weights.astype(np.float64)
-    return 1 / (1 + np.exp(-logits)), targets[~train]
+    return 1 / (1 + np.exp(-logits)), targets[~train], columns["hour"][~train]
 
 
 def agrees_with_sklearn(probabilities: np.ndarray, targets: np.ndarray) -> bool:
@@ -135,19 +135,19 @@ def agrees_with_sklearn(probabilities: np.ndarray, targets: np.ndarray) -> bool:
 def main() -> int:
     """Train, test, and do what the options ask for; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", metavar="FILE.npz", help="write the test flights' probabilities and targets")
+    parser.add_argument("--out", metavar="FILE.npz", help="write the test flights' probabilities, targets and hours")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--cupy", action="store_true", help="train on the GPU")
     parser.add_argument("--check", action="store_true", help="compare the test loss with scikit-learn's")
     arguments = parser.parse_args()
 
-    probabilities, targets = predict_test_flights(arguments.iterations, arguments.cupy)
+    probabilities, targets, hours = predict_test_flights(arguments.iterations, arguments.cupy)
     evaluator = gpubce.Evaluator()
     evaluator.update(probabilities, targets)
     report = evaluator.report()
     print(f"test loss {report.loss:.6f}; normalized entropy {report.normalized_entropy:.6f} (1: the base rate alone)")
     if arguments.out:
-        np.savez(arguments.out, prediction=probabilities, target=targets)
+        np.savez(arguments.out, prediction=probabilities, target=targets, hour=hours)
         print(f"score the predictions with: gpubce evaluate {arguments.out}")
     if arguments.check and not agrees_with_sklearn(probabilities, targets):
         print("the losses differ", file=sys.stderr)

@@ -16,7 +16,7 @@ DEMO = Path(__file__).parent.parent / "gpubce" / "data" / "flights.npz"
 
 def main() -> None:
     """Train, predict, and write the sample."""
-    probabilities, targets = flights.predict_test_flights(ITERATIONS)
+    probabilities, targets, _ = flights.predict_test_flights(ITERATIONS)
     # Sorted: the sample keeps the order of the flights.
     chosen = np.sort(np.random.default_rng(SEED).choice(len(targets), ROWS, replace=False))
     np.savez_compressed(DEMO, prediction=probabilities[chosen], target=targets[chosen])
