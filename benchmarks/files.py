@@ -1,6 +1,6 @@
 """gpubce evaluate on files, beside the loss alone of the same arrays in memory.
 
-    python -m benchmarks.files [--rows N] [--rounds N] [--output DIRECTORY]
+    python -m benchmarks.files [--rows N] [--rounds N] [--device cuda] [--output DIRECTORY]
 
 float16 predictions and uint8 targets (float32 in Parquet, where few programs write halves), written into a temporary
 folder. They are read from the system's cache of files unless it is smaller than they are. All rows use the same number
@@ -27,18 +27,18 @@ from gpubce.cli import main as command
 SHARDS = 8
 
 
-def evaluate(*arguments: object) -> Callable[[], None]:
+def evaluate(device: str, *arguments: object) -> Callable[[], None]:
     """What runs the command and shows nothing."""
 
     def run() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            if command(["evaluate", *map(str, arguments), "--no-progress", "--device", "cpu"]):
+            if command(["evaluate", *map(str, arguments), "--no-progress", "--device", device]):
                 raise SystemExit("gpubce evaluate has failed")
 
     return run
 
 
-def compare(rows: int, rounds: int, folder: Path) -> dict[str, float]:
+def compare(rows: int, rounds: int, device: str, folder: Path) -> dict[str, float]:
     """The median seconds of each way."""
     rng = np.random.default_rng(0)
     predictions = rng.random(rows, np.float32).clip(0.001, 0.999).astype(np.float16)
@@ -59,12 +59,12 @@ def compare(rows: int, rounds: int, folder: Path) -> dict[str, float]:
     loss = gpubce.BinaryCrossEntropy()
     return measure.seconds(
         {
-            "float16 in memory, the loss alone": lambda: loss(predictions, targets),
-            ".npy, the loss alone": evaluate(p, y, "--metrics", "loss"),
-            f"{SHARDS} .npy, the loss alone": evaluate(folder / "p", folder / "y", "--metrics", "loss"),
-            ".npy, the usual figures": evaluate(p, y),
-            "float32 in memory, the loss alone": lambda: loss(wide, targets),
-            f"{SHARDS} .parquet, the loss alone": evaluate(folder / "parquet", "--metrics", "loss"),
+            "float16 in memory, the loss alone": lambda: loss(predictions, targets, device=device),
+            ".npy, the loss alone": evaluate(device, p, y, "--metrics", "loss"),
+            f"{SHARDS} .npy, the loss alone": evaluate(device, folder / "p", folder / "y", "--metrics", "loss"),
+            ".npy, the usual figures": evaluate(device, p, y),
+            "float32 in memory, the loss alone": lambda: loss(wide, targets, device=device),
+            f"{SHARDS} .parquet, the loss alone": evaluate(device, folder / "parquet", "--metrics", "loss"),
         },
         rounds,
     )
@@ -74,26 +74,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1 << 27)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, help="write the results as JSON into this directory")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        times = compare(arguments.rows, arguments.rounds, Path(folder))
+        times = compare(arguments.rows, arguments.rounds, arguments.device, Path(folder))
     rows = [("", "million rows/s", "of memory")]
     memory = 0.0
     for name, time in times.items():
         memory = time if "in memory" in name else memory
         rows.append((name, f"{arguments.rows / time / 1e6:.0f}", f"{memory / time:.0%}"))
-    print(f"{arguments.rows:,} rows, {thread_count()} threads")
+    print(f"{arguments.rows:,} rows, {thread_count()} threads, on {arguments.device}")
     print(measure.table(rows))
     if arguments.output:
         results = {
             "date": date.today().isoformat(),
             "rows": arguments.rows,
+            "device": arguments.device,
             "threads": thread_count(),
             "machine": measure.machine(),
             "seconds": times,
         }
-        measure.write(results, arguments.output / "files.json")
+        measure.write(results, arguments.output / f"files-{arguments.device}.json")
 
 
 if __name__ == "__main__":

@@ -56,9 +56,14 @@ class _Batch:
     baseline: np.ndarray | None
 
     @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Those that are there, by the names of an update's arguments."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "start"}
+        return {name: array for name, array in given.items() if array is not None}
+
+    @property
     def bytes(self) -> int:
-        arrays = (self.predictions, self.targets, self.weight, self.groups, self.baseline)
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -91,16 +96,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         batches = opened.enter_context(contextlib.closing(_batches(arguments, sources, rows, done)))
         if any(source.decodes for source in sources):
             batches = opened.enter_context(contextlib.closing(read_ahead(batches)))
-        for batch in batches:
+        for batch, given in _given(batches, device, arguments, opened):
             try:
-                evaluator.update(
-                    batch.predictions,
-                    batch.targets,
-                    weight=batch.weight,
-                    groups=batch.groups,
-                    baseline=batch.baseline,
-                    device=arguments.device,
-                )
+                evaluator.update(**given)
             except InvalidValueError as error:
                 raise _invalid(batch, sources, evaluator.loss) or error from None
             nans.look(batch)
@@ -294,6 +292,24 @@ def _batches(
         start += len(predictions)
     if not start:
         raise FormatError(f"{sources[0].path} has no rows")
+
+
+def _given(
+    batches: Iterator[_Batch], device: str, arguments: argparse.Namespace, opened: contextlib.ExitStack
+) -> Iterator[tuple[_Batch, dict[str, Any]]]:
+    """Each batch, and the arguments of the update with it.
+
+    For a GPU a thread brings the batches there. Groups are formed on the host.
+    """
+    if device == "cpu" or arguments.group:
+        yield from ((batch, batch.arrays | {"device": arguments.device}) for batch in batches)
+        return
+    from gpubce.staging import compute_stream, staged
+
+    stream = compute_stream()
+    sent = staged(((batch, batch.arrays) for batch in batches), gpubce.devices().gpus[0].index)
+    for item in opened.enter_context(contextlib.closing(read_ahead(sent))):
+        yield item.batch, item.there | {"stream": stream, "check": True}
 
 
 def _real(predictions: np.ndarray) -> np.ndarray:

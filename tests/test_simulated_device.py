@@ -89,11 +89,50 @@ assert evaluator.report().count == 90
 print("passed")
 """
 
+COMMAND = """
+import contextlib, io, json
+import numpy as np
+from gpubce import dispatch, staging
+from gpubce.cli import main
+from gpubce.spec.plan import Plan
+
+dispatch.PLAN = Plan(lanes=32, rows=2, chunk=8)
+rng = np.random.default_rng(0)
+columns = {"prediction": rng.random((47, 3)), "target": rng.random((47, 3)) < 0.4, "weight": rng.random(47)}
+np.savez("all.npz", **columns)
+
+def figures(device, *more):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        done = main(["evaluate", "all.npz", "--device", device, "--json", "-", "--no-progress", *more])
+    return json.loads(out.getvalue())["figures"] if done == 0 else done
+
+slots = []
+begin = staging._Slot.__init__
+staging._Slot.__init__ = lambda slot, stream: (slots.append(slot), begin(slot, stream))[1]
+options = "--metrics", "loss,brier_score", "--weight", "weight", "--per-label"
+expected = figures("cpu", *options)
+assert not slots and expected["count"] == 141
+for rows in ("9", "100"):  # More batches than slots, the last one shorter; and fewer.
+    assert figures("cuda", *options, "--batch", rows) == expected, rows
+assert len(slots) == 2 * staging.SLOTS
+
+columns["target"] = columns["target"].astype(np.int8)
+columns["target"][30, 1] = 7
+np.savez("all.npz", **columns)
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    assert figures("cuda", "--batch", "20", "--metrics", "loss") != 0
+assert "row 30, element [1]: target 7 is not in [0, 1]" in said.getvalue(), said.getvalue()
+print("passed")
+"""
+"""The figures of a stream of batches are those of the CPU, so no batch overwrites one that is still needed."""
+
 
 @pytest.mark.emulated
-def test_arrays_go_to_a_device_and_back():
+@pytest.mark.parametrize("program", [PROGRAM, COMMAND], ids=["arrays", "command"])
+def test_arrays_go_to_a_device_and_back(program, tmp_path):
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    command = [sys.executable, "-c", program]
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=600, check=False
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert run.stdout == "passed\n", run.stderr
