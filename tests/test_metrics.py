@@ -135,6 +135,7 @@ def test_the_reliability_curve_is_that_of_scikit_learn():
         curves.reliability(by="mass")
 
 
+@pytest.mark.peer
 def test_normalized_entropy_is_that_of_torcheval():
     functional = pytest.importorskip("torcheval.metrics.functional", reason="torcheval is the peer here")
     import torch
