@@ -442,10 +442,11 @@ def first_invalid(
         wrong &= counted
         if wrong.any():
             place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-            index = ", ".join(str(int(k) + (start if axis == 0 else 0)) for axis, k in enumerate(place))
-            where = f"[{index}]" if index else ""
+            index = tuple(int(k) + (start if axis == 0 else 0) for axis, k in enumerate(place))
+            where = str([*index]) if index else ""
             others = f" ({count} elements are invalid)" if count > 1 else ""
-            return InvalidValueError(f"{name}{where} is {values[place]!s}{others}: {rule}; {remedy}")
+            message = f"{name}{where} is {values[place]!s}{others}: {rule}; {remedy}"
+            return InvalidValueError(message, name, index, values[place])
     return None
 
 

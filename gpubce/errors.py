@@ -26,7 +26,21 @@ class ArrayError(GpubceError, TypeError):
 
 
 class InvalidValueError(GpubceError, ValueError):
-    """A target or probability outside [0, 1], or a weight that is negative or not finite."""
+    """A target or probability outside [0, 1], or a weight that is negative or not finite.
+
+    ``argument``, ``index`` and ``value`` are the name of the argument, the position of its first invalid element in the
+    shape of the predictions, and that element; None for arrays on a device, which are not searched.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        argument: str | None = None,
+        index: tuple[int, ...] | None = None,
+        value: object = None,
+    ):
+        super().__init__(message)
+        self.argument, self.index, self.value = argument, index, value
 
 
 class DeviceError(GpubceError, RuntimeError):

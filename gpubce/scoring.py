@@ -100,7 +100,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             try:
                 evaluator.update(**given)
             except InvalidValueError as error:
-                raise _invalid(batch, sources, evaluator.loss) or error from None
+                raise _invalid(error, batch, sources, evaluator.loss) from None
             nans.look(batch)
             rate.add(batch)
             advance(len(batch.predictions))
@@ -406,37 +406,38 @@ def _has_nan(predictions: np.ndarray) -> bool:
     return bool(bits.view(np.int16).max() > 0x7C00 or bits.max() > 0xFC00)
 
 
-def _invalid(batch: _Batch, sources: list[Source], loss: gpubce.BinaryCrossEntropy) -> FormatError | None:
-    """The error for the first invalid element of a batch, with its row in the file; rows count from 0."""
-    y, p = batch.targets, batch.predictions
-    w = np.broadcast_to(np.float64(1) if batch.weight is None else batch.weight, y.shape)
-    counted = np.ones(y.shape, bool)
-    if loss.ignore_index is not None:
-        counted = ~np.isnan(y) if math.isnan(loss.ignore_index) else y != loss.ignore_index
-    remedies = {
-        "target": "is not in [0, 1]: correct it, or give --ignore-index {} if it means unlabelled",
-        "probability": "is not in [0, 1]: if the predictions are logits, give --logits",
-        "weight": "is negative or not finite: correct it, or drop the row",
-    }
-    predictions = sources[0], sources[0].groups[0]
-    targets = sources[-1], sources[-1].groups[1 if len(sources) == 1 else 0]
-    for what, (source, labels), values, wrong in (
-        ("target", targets, y, ~((y >= 0) & (y <= 1))),
-        ("probability", predictions, p, ((p < 0) | (p > 1)) & (not loss.from_logits)),
-        *(
-            [("probability", (sources[1], sources[1].groups[0]), b, ((b < 0) | (b > 1)) & (not loss.from_logits))]
-            if (b := batch.baseline) is not None
-            else []
-        ),
-        ("weight", (sources[-1], ()), w, ~((w >= 0) & np.isfinite(w))),
-    ):
-        if (wrong & counted).any():
-            row, *rest = (int(k) for k in np.unravel_index(int(np.argmax(wrong & counted)), y.shape))
-            value = values[(row, *rest)]
-            where = f", column {labels[rest[0]]!r}" if len(labels) > 1 else f", element {rest}" if rest else ""
-            path, place = source.locate(batch.start + row)
-            return FormatError(f"{path}, row {place}{where}: {what} {value} {remedies[what].format(value)}")
-    return None
+_WRONG = {
+    "targets": "target {} is not in [0, 1]: correct it, or give --ignore-index {} if it means unlabelled",
+    "probabilities": "probability {} is not in [0, 1]: if the predictions are logits, give --logits",
+    "baseline": "probability {} is not in [0, 1]: if the predictions are logits, give --logits",
+    "weight": "weight {} is negative or not finite: correct it, or drop the row",
+}
+"""What is said of an invalid element of each argument."""
+
+
+def _invalid(
+    error: InvalidValueError, batch: _Batch, sources: list[Source], loss: gpubce.BinaryCrossEntropy
+) -> Exception:
+    """The error in the words of the files: which one, and the row in it, counted from 0."""
+    if error.argument is None:  # It was seen on a device.
+        arrays: dict[str, Any] = {name: array for name, array in batch.arrays.items() if name != "groups"}
+        try:
+            loss.state(**arrays, device="cpu")
+        except InvalidValueError as found:
+            error = found
+    if error.argument is None or error.index is None:
+        return error
+    source, labels = {
+        "targets": (sources[-1], sources[-1].groups[1 if len(sources) == 1 else 0]),
+        "probabilities": (sources[0], sources[0].groups[0]),
+        "baseline": (sources[1 % len(sources)], sources[1 % len(sources)].groups[0]),
+        "weight": (sources[-1], ()),
+    }[error.argument]
+    row, *rest = error.index
+    where = f", column {labels[rest[0]]!r}" if len(labels) > 1 else f", element {rest}" if rest else ""
+    path, place = source.locate(batch.start + row)
+    said = _WRONG[error.argument].replace("{}", str(error.value))
+    return FormatError(f"{path}, row {place}{where}: {said}")
 
 
 # Around it ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Promise 7: bad input is loud. What is refused, with which exception, and what its message says."""
 
+import pickle
 from dataclasses import replace
 from functools import partial
 
@@ -394,6 +395,14 @@ def test_the_element_that_is_named_is_invalid_itself():
     unknown = np.float32([np.nan, 9.0, 1.0])
     refused(lambda: logits(ignore_index=np.nan)(X, unknown), InvalidValueError, "targets[1] is 9.0:")
     refused(lambda: probabilities(np.float32([np.nan, 1.5, 0.5]), Y), InvalidValueError, "probabilities[1] is 1.5:")
+
+
+def test_the_error_of_an_invalid_value_says_where_it_is():
+    targets = np.float32([[0, 1, 0], [1, 0, 7]])
+    with pytest.raises(InvalidValueError) as raised:
+        mean(np.zeros_like(targets), targets)
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert (error.argument, error.index, error.value, str(error)) == ("targets", (1, 2), 7, str(raised.value))
 
 
 def zeros(shape, **values):
