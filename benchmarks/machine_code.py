@@ -638,6 +638,14 @@ class Program:
                                 ways[following][key] = after
         return max(arrived, key=lambda way: way.merit, default=None)
 
+    def _assembles_warp(self, body: set[int]) -> bool:
+        """Whether a loop does nothing but wait for the threads of a warp to come together. For 7.5, ptxas writes one
+        where it keeps numbers in uniform registers."""
+        items = [item for block in body for item in self._items(block)]
+        return any(item.base == "YIELD" for item in items) and {item.base for item in items} <= {
+            "VOTE", "VOTEU", "YIELD", "LOP3", "BRA"
+        }  # fmt: skip
+
     def hot_path(self, loads: int, stores: int) -> HotPath | None:
         """What a thread does between moving that many bytes and moving the next ones: the way through a loop's body,
         or through the program where there is no such loop. None where no way moves just these bytes.
@@ -652,7 +660,7 @@ class Program:
             way = self._best_way(region, (loads, stores))
             if way is None:
                 continue
-            inner = [body for _, body, _ in self._loops if body < region[1]]
+            inner = [body for _, body, _ in self._loops if body < region[1] and not self._assembles_warp(body)]
             items: list[Instruction] = []
             for block in way.blocks:
                 turns = QUAD if any(block in body for body in inner) else 1
