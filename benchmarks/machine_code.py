@@ -176,6 +176,7 @@ KERNELS = {
         compute="float64", prediction="float64", target="uint8", **_DERIVATIVES
     ),
     # Options.
+    "signed weight": _entry(weight="float32", signed=True),
     "weight, mean by weights": _entry(weight="float32", sums=("loss", "weight")),
     "mask, gradient, scale of one number": _entry(
         mask="bool", scale="float64", single=("scale",), outputs=("gradient",), sums=("loss", "count")

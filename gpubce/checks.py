@@ -408,6 +408,19 @@ def one_number(name: str, buffer: Buffer) -> None:
         raise ShapeError(f"{name} is an array of {buffer.size} {buffer.storage}: it must be one floating-point number")
 
 
+def of_type(name: str, buffer: Buffer, storage: str) -> None:
+    """An array that a kernel takes in one type only."""
+    if buffer.storage != storage:
+        raise DtypeError(f"{name} is an array of {buffer.storage}, but these predictions are computed in {storage}")
+
+
+def scale_of_elements(name: str, buffer: Buffer, unit: float) -> None:
+    """Numbers that each multiply the derivative of one element."""
+    _one_of(name, buffer, tuple(PRECISIONS))
+    if unit != 1.0:
+        raise OptionError(f"{name} has {buffer.size} numbers and base is not None: leave base out, or give one number")
+
+
 # Values -------------------------------------------------------------------------------------------------------------
 
 
@@ -419,24 +432,27 @@ def first_invalid(
     start: int,
     count: int,
     compute: str,
+    signed: bool = False,
 ) -> InvalidValueError | None:
     """The error for the first invalid element, with its place and value; None if there is none.
 
     All arrays have one shape and begin at index ``start`` of the user's first axis. ``predictions`` are probabilities
     by the names of their arguments; logits cannot be invalid. ``count`` is how many elements are invalid in all,
-    ``compute`` the type in which weights must be finite.
+    ``compute`` the type in which weights must be finite; ``signed`` allows negative ones.
     """
     in_range, remedy = "a probability must lie in [0, 1]", "for logits use the function with_logits"
+    sign = "" if signed else " and not negative"
     rules: list[tuple[str, np.ndarray | None, str, str]] = [
         ("targets", targets, "a target must lie in [0, 1]", "use ignore_index or mask for unlabelled elements"),
         *((name, values, in_range, remedy) for name, values in predictions.items()),
-        ("weight", weight, f"a weight must be finite (in {compute}) and not negative", "drop or mask such elements"),
+        ("weight", weight, f"a weight must be finite (in {compute}){sign}", "drop or mask such elements"),
     ]
     for name, values, rule, remedy in rules:
         if values is None:
             continue
-        below = values <= (np.float64(_limits(compute)[1]) if name == "weight" else 1)
-        wrong = ~((values >= 0) & below)
+        highest = np.float64(_limits(compute)[1]) if name == "weight" else 1
+        lowest = -highest if signed and name == "weight" else 0
+        wrong = ~((values >= lowest) & (values <= highest))
         if name in predictions:
             wrong &= ~np.isnan(values)
         wrong &= counted

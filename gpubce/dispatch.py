@@ -165,6 +165,10 @@ class Arguments:
     stream: Any = None
     check: bool | None = None
     baseline: Any = None
+    pos_weight: Any = None
+    """An array in place of the option: of the type that is computed, broadcastable. Its values are not checked."""
+    signed: bool = False
+    """Whether weights may be negative."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +208,16 @@ class Session:
         if arguments.mask is not None:
             self._add("mask", "mask", arguments.mask)
             checks.mask_type(self.given["mask"])
+        if arguments.pos_weight is not None:
+            self._add("pos_weight", "pos_weight", arguments.pos_weight)
+            checks.of_type("pos_weight", self.given["pos_weight"], PRECISIONS[self.storage].compute)
         self.ignore: str | None = None
         self.ignored: float | int = 0
         if formula.ignore_index is not None:
             self.ignore, self.ignored = checks.ignorable(formula.ignore_index, self.given["target"].storage)
         self.masked = "mask" in self.given or self.ignore is not None
 
+        self.signed = arguments.signed and "weight" in self.given
         self.checked = self.on_host if arguments.check is None else arguments.check
         self.compute = PRECISIONS[self.storage].compute
         for name, value in formula.parameters:
@@ -225,6 +233,7 @@ class Session:
         if arguments.stream is not None and self.on_host and not self.moved:
             raise OptionError("stream= is given, but this call runs on the CPU, which has no streams")
         self.memory, self.inputs, self.place = self.library, dict(self.given), self.predictions
+        self._kept_alive: list[Any] = []
         if self.moved:
             self._move_inputs()
         given = _stream_handle(arguments.stream)
@@ -234,7 +243,6 @@ class Session:
         """Whether probabilities are about to be overwritten, and so must be checked before the pass."""
         self.histogram: Any = None
         """That of the last pass."""
-        self._kept_alive: list[Any] = []
         self._label_vectors: dict[str, Buffer] = {}
         self._copies_back: list[tuple[Buffer, Buffer]] = []
 
@@ -261,8 +269,18 @@ class Session:
         from gpubce.arrays import numba as device_memory
 
         self.memory = device_memory  # type: ignore[assignment]
-        self.inputs = {role: device_memory.to_device(buffer) for role, buffer in self.given.items()}
+        self.inputs = {role: self.bring(buffer) for role, buffer in self.given.items()}
         self.place = self.inputs["prediction"]
+
+    def bring(self, buffer: Buffer) -> Buffer:
+        """An array of the call where the call runs."""
+        if not self.moved:
+            return buffer
+        from gpubce.arrays import numba as device_memory
+
+        there = device_memory.to_device(buffer)
+        self._kept_alive.append(there)
+        return there
 
     # Memory ---------------------------------------------------------------------------------------------------------
 
@@ -340,7 +358,7 @@ class Session:
         sums: tuple[str, ...],
         reduced: tuple[int, ...],
         outputs: dict[str, Buffer] | None = None,
-        scale: Buffer | None = None,
+        scale: Operand | None = None,
         grad_scale: float = 1.0,
         read_predictions: bool = True,
         collection: Collection | None = None,
@@ -362,14 +380,13 @@ class Session:
             if values is not None:
                 operands[role] = self._label_operand(role, values, order)
         if scale is not None:
-            over_kept = c_strides([self.shape[axis] for axis in order[len(order) - kept :]], ITEMSIZE[ACCUMULATOR])
-            operands["scale"] = Operand(scale.address, ACCUMULATOR, (0,) * (len(order) - kept) + over_kept)
+            operands["scale"] = replace(scale, strides=tuple(scale.strides[axis] for axis in order))
         for role, buffer in outputs.items():
             strides = tuple(buffer.strides[axis] for axis in order)
             operands[role] = Operand(buffer.address, buffer.storage, strides)
 
         parameters = dict(formula.parameters)
-        features = dict(formula.features)
+        features = dict(formula.features) | {"signed": self.signed}
         if "loss" in outputs and formula.unit != 1.0:
             features["unit"] = True
             parameters["unit"] = formula.unit
@@ -522,6 +539,7 @@ class Session:
                 start,
                 count,
                 self.compute,
+                self.signed,
             )
             if error is not None:
                 return error
@@ -614,25 +632,27 @@ def value_and_grad(
     return session.hand_over(array, out), session.hand_over(gradient, grad_out)
 
 
-def grad_and_hess(
-    formula: Formula, arguments: Arguments, grad_out: Any = None, hess_out: Any = None, grad_scale: Any = 1.0
-) -> tuple[Any, Any]:
-    """The first and second derivative of each element's own loss."""
+def derivatives(
+    formula: Formula, reduction: Reduction, arguments: Arguments, wanted: dict[str, Any], grad_scale: Any = 1.0
+) -> tuple[Any, ...]:
+    """The first and second derivative of each element's part of the reduced value; with reduction "none", of its own
+    loss. ``wanted`` names what is wanted ("gradient", "hessian") and where to write it, None for new arrays."""
     session = Session(formula, arguments)
     with session.engine() as engine:
-        gradient, gradient_at = session.result(session.shape, session.storage, grad_out, "grad_out")
-        hessian, hessian_at = session.result(session.shape, session.storage, hess_out, "hess_out")
-        if grad_out is not None and hess_out is not None:
-            checks.separate("hess_out", hessian_at, "grad_out", gradient_at)
+        arrays, outputs = {}, {}
+        for name, out in wanted.items():
+            arrays[name], outputs[name] = session.result(session.shape, session.storage, out, f"{name[:4]}_out")
+        if len(wanted) == 2 and all(out is not None for out in wanted.values()):
+            checks.separate("hess_out", outputs["hessian"], "grad_out", outputs["gradient"])
         session.judge_first(engine)
-        everything = tuple(range(len(session.shape)))
-        scale, number = _derivative_scale(session, engine, Reduction("none"), everything, grad_scale)
+        reduced = _reduced_axes(session, reduction)
+        scale, number = _derivative_scale(session, engine, reduction, reduced, grad_scale)
         sums = session.check_sums()
-        outputs = {"gradient": gradient_at, "hessian": hessian_at}
+        everything = tuple(range(len(session.shape)))
         states, _ = session.run(engine, sums, everything, outputs, scale, number)
         session.refuse_invalid(engine, sums, states)
     session.bring_back()
-    return session.hand_over(gradient, grad_out), session.hand_over(hessian, hess_out)
+    return tuple(session.hand_over(arrays[name], out) for name, out in wanted.items())
 
 
 def state(formula: Formula, reduction: Reduction, arguments: Arguments, collection: Collection) -> LossState:
@@ -733,7 +753,7 @@ def _value_pass(
     reduction: Reduction,
     out: Any,
     outputs: dict[str, Buffer],
-    scale: Buffer | None,
+    scale: Operand | None,
     grad_scale: float,
 ) -> Any:
     """One pass that leaves the loss in ``out`` or a new array, and writes the other outputs."""
@@ -779,10 +799,12 @@ def _separate_outputs(out: Any, where: Buffer, outputs: dict[str, Buffer]) -> No
 
 def _derivative_scale(
     session: Session, engine: Engine, reduction: Reduction, reduced: tuple[int, ...], grad_scale: Any
-) -> tuple[Buffer | None, float]:
-    """What multiplies derivatives: (an array over the kept axes, 1) where it depends on data, else (None, a number).
+) -> tuple[Operand | None, float]:
+    """What multiplies derivatives: (an array, 1) where it depends on data, else (None, a number). The array's strides
+    are over the axes of the predictions.
 
-    Where the denominator is a sum, a first pass reads the mask, targets or weights that decide it.
+    Where the denominator is a sum, a first pass reads the mask, targets or weights that decide it. With reduction
+    "none", ``grad_scale`` may be an array for the elements: the gradient of what comes after the loss.
     """
     from gpubce.spec.state import derivative_scale
 
@@ -796,6 +818,11 @@ def _derivative_scale(
         checks.same_library(session.name, session.library.NAME, "grad_scale", library.NAME)
         factor = _buffer(library, grad_scale, "grad_scale")
         checks.same_device(session.name, session.predictions, "grad_scale", factor)
+        if reduction.kind == "none" and math.prod(factor.shape) != 1:
+            checks.scale_of_elements("grad_scale", factor, session.formula.unit)
+            there = session.bring(factor)
+            strides = checks.broadcast_strides("grad_scale", there, session.shape)
+            return Operand(there.address, there.storage, strides), 1.0
         checks.one_number("grad_scale", factor)
         if session.on_host:
             number, factor = checks.number("grad_scale", float(_readable(factor).reshape(())), *finite), None
@@ -827,4 +854,6 @@ def _derivative_scale(
             factor_storage=factor.storage if factor else "float32",
         )
     )
-    return scale, 1.0
+    over_kept = iter(c_strides(shape, ITEMSIZE[ACCUMULATOR]))
+    strides = tuple(0 if axis in reduced else next(over_kept) for axis in range(len(session.shape)))
+    return Operand(scale.address, ACCUMULATOR, strides), 1.0

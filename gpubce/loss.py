@@ -14,6 +14,8 @@ from gpubce.spec.state import LossState
 DEFAULT_LOG_FLOOR = -100.0
 """PyTorch's: the logarithm of a probability is not taken to be below this."""
 
+_EACH = dispatch.Reduction("none")
+
 RECIPROCAL_CAP = 1e12
 """PyTorch's: beside a floor, 1 / p and 1 / (1 - p) are not taken to be above this."""
 
@@ -300,7 +302,9 @@ class BinaryCrossEntropy:
         [ 0.5 -0.5] [0.25 0.25]
         """
         arguments = _arguments(predictions, targets, weight, mask, device, stream, check)
-        return dispatch.grad_and_hess(self._formula, arguments, grad_out, hess_out, grad_scale)
+        wanted = {"gradient": grad_out, "hessian": hess_out}
+        gradient, hessian = dispatch.derivatives(self._formula, _EACH, arguments, wanted, grad_scale)
+        return gradient, hessian
 
     def state(
         self,

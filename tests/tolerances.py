@@ -51,3 +51,13 @@ in 100 calls would be seen in ten minutes."""
 FIGURES_AGREE = 1e-12
 """A report's figures against those of scikit-learn and NumPy: a few quotients and logarithms of float64, and sums of
 thousands of terms that they add in another order."""
+
+TORCH_ADAPTER = 1e-10
+"""The drop-ins beside PyTorch in float64 on ordinary numbers, relative and absolute: the slope of the loss along
+targets is a difference of two losses of up to 10, and PyTorch's own loss cancels as much."""
+
+ONE_ULP_FLOAT32 = 2.0**-23
+"""One unit in the last place of a float32, relative."""
+
+TRAINING = {"float64": 1e-9, "float32": 1e-4}
+"""Losses of a training run with the drop-in beside PyTorch's loss: 24 steps multiply what the gradients differ by."""

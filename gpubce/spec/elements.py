@@ -217,6 +217,7 @@ def element(recipe: Recipe):
     LABEL_WEIGHT, SCALE_ARRAY = recipe.label_weight is not None, recipe.scale is not None
     FACTORS, SMOOTHING, ALPHA, FOCAL = recipe.factors, recipe.smoothing, recipe.alpha, recipe.gamma
     FLOOR, CLIP, UNIT, SCALED = recipe.floor, recipe.clip, recipe.unit, recipe.scaled
+    SIGNED = recipe.signed
     IGNORE_VALUE, IGNORE_NAN = recipe.ignore == "value", recipe.ignore == "nan"
     K_NEGATIVE, K_POSITIVE = at["negative_factor"], at["positive_factor"]
     K_KEEP, K_HALF = at["smoothing_keep"], at["smoothing_half"]
@@ -257,7 +258,8 @@ def element(recipe: Recipe):
             y = ZERO
         w = ONE
         if WEIGHT:
-            valid = valid & (weight >= WEIGHT_ZERO) & (cast(weight) < INFINITY)
+            bounded = cast(weight) > -INFINITY if SIGNED else weight >= WEIGHT_ZERO
+            valid = valid & bounded & (cast(weight) < INFINITY)
             w = cast(weight)
             if LABEL_WEIGHT:
                 w = product(w, label_weight)

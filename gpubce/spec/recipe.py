@@ -67,6 +67,8 @@ class Recipe:
     clip: bool = False
     unit: bool = False
     scaled: bool = False
+    signed: bool = False
+    """Whether weights may be negative."""
     ignore: str | None = None
     """None, "value" (compare the target with a number) or "nan"."""
     outputs: tuple[str, ...] = ()

@@ -1,0 +1,448 @@
+"""PyTorch's losses, computed by gpubce: change the import.
+
+The classes and functions have the signatures of ``torch.nn``, ``torch.nn.functional`` and ``torchvision.ops``; what
+else :class:`gpubce.BinaryCrossEntropy` knows may be given by keyword. They are operators of PyTorch's own
+(``torch.ops.gpubce``), so autograd, ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` see one
+node each. Backward keeps the inputs and nothing else, and never waits for a device.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.loss import _WeightedLoss
+
+from gpubce import dispatch
+from gpubce.errors import OptionError
+from gpubce.loss import BinaryCrossEntropy
+
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "sigmoid_focal_loss",
+]
+
+
+# The operators ------------------------------------------------------------------------------------------------------
+#
+# "options" is JSON: torch.export writes it into its programs. Each operator takes the inputs, then that.
+
+
+@lru_cache(maxsize=256)
+def _parsed(options: str) -> BinaryCrossEntropy:
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(options).items()
+    }
+    return BinaryCrossEntropy(**given)
+
+
+@torch.compiler.assume_constant_result
+def _written(options: dict[str, Any]) -> str:
+    return json.dumps(options)
+
+
+@torch.compiler.assume_constant_result
+def _with(options: str, changed: dict[str, Any]) -> str:
+    return json.dumps(json.loads(options) | changed)
+
+
+@torch.compiler.assume_constant_result
+def _reduction_of(options: str) -> str:
+    return _parsed(options).reduction
+
+
+@torch.compiler.assume_constant_result
+def _reduced(options: str, ndim: int) -> list[int]:
+    """The axes that the loss of an input with so many axes sums over."""
+    loss = _parsed(options)
+    if loss.reduction == "none":
+        return []
+    axes = range(ndim) if loss.axis is None else (loss.axis,) if isinstance(loss.axis, int) else loss.axis
+    return sorted(axis % ndim for axis in axes)
+
+
+@torch.compiler.assume_constant_result
+def _refuse_other_gradients(options: str) -> None:
+    """Raise where the loss is not linear in targets and weights, or the mean's denominator depends on them."""
+    loss = _parsed(options)
+    for name, absent in {"gamma": 0.0, "alpha": None, "label_smoothing": 0.0, "ignore_index": None}.items():
+        if getattr(loss, name) != absent:
+            raise OptionError(f"with {name} there is no gradient with respect to targets and weights: detach them")
+    if loss.denominator != "elements":
+        raise OptionError(
+            f"with denominator={loss.denominator!r} there is no gradient with respect to targets and weights: detach "
+            "them"
+        )
+
+
+def _arguments(
+    input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, check: bool | None = None
+) -> dispatch.Arguments:
+    return dispatch.Arguments(input, target, weight, check=check, pos_weight=pos_weight, signed=True)
+
+
+@torch.library.custom_op("gpubce::loss", mutates_args=())
+def _loss(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: str) -> Tensor:
+    loss = _parsed(options)
+    return dispatch.value(loss._formula, loss._reduction, _arguments(input, target, weight, pos_weight))
+
+
+@torch.library.custom_op("gpubce::gradient", mutates_args=())
+def _gradient(
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: str
+) -> Tensor:
+    """The gradient with respect to the input, times the gradient of what comes after the loss."""
+    return _derivative("gradient", grad, input, target, weight, pos_weight, options)
+
+
+@torch.library.custom_op("gpubce::hessian", mutates_args=())
+def _hessian(
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: str
+) -> Tensor:
+    """The second derivative of each element's part of the loss, likewise."""
+    return _derivative("hessian", grad, input, target, weight, pos_weight, options)
+
+
+def _derivative(name, grad, input, target, weight, pos_weight, options) -> Tensor:
+    loss = _parsed(options)
+    arguments = _arguments(input, target, weight, pos_weight, check=False)  # The loss has checked them.
+    one = grad.numel() == 1 or loss.reduction == "none"
+    scale = grad if one else 1.0
+    derivative, *_ = dispatch.derivatives(loss._formula, loss._reduction, arguments, {name: None}, scale)
+    return derivative if one else derivative.mul_(_over(grad, input, options))
+
+
+def _over(grad: Tensor, input: Tensor, options: str) -> Tensor:
+    """A gradient of the result, broadcast against the input."""
+    if grad.ndim:
+        for axis in _reduced(options, input.ndim):
+            grad = grad.unsqueeze(axis)
+    return grad
+
+
+@_loss.register_fake
+def _(input, target, weight, pos_weight, options):
+    loss = _parsed(options)
+    if loss.reduction == "none":
+        return input.new_empty(input.shape)
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    reduced = _reduced(options, input.ndim)
+    kept = [length for axis, length in enumerate(input.shape) if axis not in reduced]
+    return input.new_empty(kept, dtype=getattr(torch, loss.dtype) if loss.dtype else dtype)
+
+
+@_gradient.register_fake
+@_hessian.register_fake
+def _(grad, input, target, weight, pos_weight, options):
+    return input.new_empty(input.shape)
+
+
+# Their derivatives --------------------------------------------------------------------------------------------------
+
+
+def _linear(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], options: str, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The derivatives with respect to target, weight and pos_weight of a function with one value for each element.
+
+    Without focal factor the loss is linear in each of them, and so is its gradient: the slope is the value at 1, less
+    the value at 0. No formula is written a second time.
+    """
+    input, target, weight, pos_weight = inputs
+    _refuse_other_gradients(options)
+    slopes: list[Tensor | None] = [None, None, None]
+    if needed[0]:
+        one, zero = torch.ones_like(input), torch.zeros_like(input)
+        slopes[0] = function(input, one, weight, pos_weight) - function(input, zero, weight, pos_weight)
+    if needed[1]:
+        slopes[1] = function(input, target, None, pos_weight)
+    if needed[2]:
+        one, zero = torch.ones_like(pos_weight), torch.zeros_like(pos_weight)
+        slopes[2] = function(input, target, weight, one) - function(input, target, weight, zero)
+    return slopes
+
+
+def _spread(grad: Tensor, input: Tensor, options: str) -> Tensor:
+    """The gradient of each element's own loss, from that of the result."""
+    spread = _over(grad, input, options)
+    if _reduction_of(options) == "mean":
+        spread = spread / math.prod(input.shape[axis] for axis in _reduced(options, input.ndim))
+    return spread
+
+
+def _sum_to(slope: Tensor | None, factor: Tensor, like: Tensor | None) -> Tensor | None:
+    if slope is None or like is None:
+        return None
+    return (slope * factor).sum_to_size(like.shape).to(like.dtype)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:-1])
+    ctx.options = inputs[-1]
+
+
+def _one_for_each_sample(function: Any, leading: int, info: Any, in_dims: tuple, inputs: tuple) -> tuple[Tensor, int]:
+    """The rule for ``torch.func.vmap``: one call, with one result for each sample. ``leading`` is the number of
+    tensors before the input, which have the shape of the result."""
+    *tensors, options = inputs
+    places = in_dims[: len(tensors)]
+    ndim = tensors[leading].ndim - (places[leading] is not None)
+    moved = []
+    for k, (tensor, place) in enumerate(zip(tensors, places, strict=True)):
+        if tensor is not None and place is not None:
+            tensor = tensor.movedim(place, 0)
+            if k > leading + 1:  # Weights broadcast from the last axis on.
+                tensor = tensor.reshape(info.batch_size, *[1] * (ndim + 1 - tensor.ndim), *tensor.shape[1:])
+        elif tensor is not None and k <= leading + 1:
+            tensor = tensor.expand(info.batch_size, *tensor.shape)
+        moved.append(tensor)
+    if _reduction_of(options) != "none":
+        axes = [axis + 1 for axis in _reduced(options, ndim)]
+        options = _with(options, {"axis": axes} if axes else {"reduction": "none", "axis": None})
+    return function.apply(*moved, options), 0
+
+
+def _apply(function: Any, operator: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Inside of a backward: torch.compile has no double backward, and fails on a function within a function."""
+    return operator(*inputs) if torch.compiler.is_compiling() else function.apply(*inputs)
+
+
+class _Loss(torch.autograd.Function):
+    """The loss, with its derivatives. Operators with ``register_autograd`` would not work under ``torch.func.grad``."""
+
+    @staticmethod
+    def forward(*inputs):
+        return _loss(*inputs)
+
+    setup_context = staticmethod(_save)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return _one_for_each_sample(_Loss, 0, info, in_dims, inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs = input, *others = ctx.saved_tensors
+        options, needed = ctx.options, ctx.needs_input_grad
+        of_input = _apply(_Gradient, _gradient, grad, *inputs, options) if needed[0] else None
+        of_others = [None] * 3
+        if any(needed[1:4]):
+            each = _with(options, {"reduction": "none", "axis": None})
+            slopes = _linear(lambda *tensors: _apply(_Loss, _loss, *tensors, each), inputs, options, needed[1:4])
+            factor = _spread(grad, input, options)
+            of_others = [_sum_to(slope, factor, like) for slope, like in zip(slopes, others, strict=True)]
+        return of_input, *of_others, None
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient with respect to the input, times a given one; its own gradient is that of double backward."""
+
+    @staticmethod
+    def forward(*inputs):
+        return _gradient(*inputs)
+
+    setup_context = staticmethod(_save)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return _one_for_each_sample(_Gradient, 1, info, in_dims, inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        given, *inputs = ctx.saved_tensors
+        input, *others = inputs
+        options, needed = ctx.options, ctx.needs_input_grad
+        of_given = of_input = None
+        if needed[0]:
+            shared = grad * _Gradient.apply(torch.ones_like(given), *inputs, options)
+            if axes := _reduced(options, input.ndim):
+                shared = shared.sum(axes)
+            of_given = shared.to(given.dtype)
+        if needed[1]:
+            of_input = grad * _Hessian.apply(given, *inputs, options)
+        of_others = [None] * 3
+        if any(needed[2:5]):
+            slopes = _linear(lambda *tensors: _Gradient.apply(given, *tensors, options), inputs, options, needed[2:5])
+            of_others = [_sum_to(slope, grad, like) for slope, like in zip(slopes, others, strict=True)]
+        return of_given, of_input, *of_others, None
+
+
+class _Hessian(torch.autograd.Function):
+    """The second derivative, likewise. There is no third."""
+
+    @staticmethod
+    def forward(*inputs):
+        return _hessian(*inputs)
+
+    setup_context = staticmethod(_save)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return _one_for_each_sample(_Hessian, 1, info, in_dims, inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise OptionError("there is no third derivative of the loss")
+
+
+# What users call ----------------------------------------------------------------------------------------------------
+
+
+def _call(
+    input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    if "base" in options:
+        raise OptionError("base changes the unit of the loss: PyTorch's is nats, so leave it out")
+    if options.get("reduction") == "none" and torch.is_autocast_enabled(input.device.type):
+        input = input.float()  # Autocast gives these losses in float32.
+    if pos_weight is not None:
+        pos_weight = pos_weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    return _Loss.apply(input, target, weight, pos_weight, _written(options))
+
+
+def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    if size_average is None and reduce is None:
+        return reduction
+    return torch.nn._reduction.legacy_get_string(size_average, reduce)
+
+
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    **options: Any,
+) -> Tensor:
+    """``torch.nn.functional.binary_cross_entropy``: of probabilities, logarithms not below -100.
+
+    Differs from it where it fails: float16, bfloat16 and autocast work; targets may be bool or integers; on CUDA an
+    invalid element gives NaN and not a failed assertion, after which a process cannot use the GPU any more. A reduced
+    value is float32 (float64 for float64). Where p = y the gradient is the limit, +-1, where PyTorch has 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gpubce.adapters.torch import binary_cross_entropy
+    >>> p = torch.tensor([0.9, 0.2], requires_grad=True)
+    >>> binary_cross_entropy(p, torch.tensor([1.0, 0.0])).backward()
+    >>> p.grad
+    tensor([-0.5556,  0.6250])
+    """
+    return _call(input, target, weight, None, {"reduction": _reduction(size_average, reduce, reduction), **options})
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """``torch.nn.functional.binary_cross_entropy_with_logits``.
+
+    ``options`` are those of :class:`gpubce.BinaryCrossEntropy`: ``label_smoothing``, ``ignore_index``, ``gamma`` and so
+    on. Differs from PyTorch's where that fails: infinite logits, targets of bool and integers, targets outside [0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gpubce.adapters.torch import binary_cross_entropy_with_logits
+    >>> x = torch.tensor([2.0, -1.0], requires_grad=True)
+    >>> binary_cross_entropy_with_logits(x, torch.tensor([True, False]), pos_weight=torch.tensor(3.0)).backward()
+    >>> x.grad
+    tensor([-0.1788,  0.1345])
+    """
+    reduction = _reduction(size_average, reduce, reduction)
+    return _call(input, target, weight, pos_weight, {"from_logits": True, "reduction": reduction, **options})
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none", **options: Any
+) -> Tensor:
+    """``torchvision.ops.sigmoid_focal_loss``: the focal loss of logits (Lin et al. 2017, eq. 5). A negative ``alpha``
+    leaves the classes unbalanced.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gpubce.adapters.torch import sigmoid_focal_loss
+    >>> sigmoid_focal_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]))
+    tensor([0.0005, 0.0170])
+    """
+    options = {"from_logits": True, "reduction": reduction, "gamma": gamma, **options}
+    return _call(inputs, targets, None, None, options | ({"alpha": alpha} if alpha >= 0 else {}))
+
+
+class BCELoss(_WeightedLoss):
+    """``torch.nn.BCELoss``; see :func:`binary_cross_entropy`."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        **options: Any,
+    ) -> None:
+        super().__init__(weight, size_average, reduce, reduction)
+        BinaryCrossEntropy(reduction=self.reduction, **options)  # Raises if they have no meaning.
+        self.options = options
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss."""
+        return binary_cross_entropy(input, target, self.weight, reduction=self.reduction, **self.options)
+
+    def extra_repr(self) -> str:
+        """The options that PyTorch's class has not."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class BCEWithLogitsLoss(_WeightedLoss):
+    """``torch.nn.BCEWithLogitsLoss``; see :func:`binary_cross_entropy_with_logits`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gpubce.adapters.torch import BCEWithLogitsLoss
+    >>> loss = BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 3.0]), label_smoothing=0.1)
+    >>> loss(torch.zeros(4, 2), torch.ones(4, 2))
+    tensor(1.3516)
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(weight, size_average, reduce, reduction)
+        BinaryCrossEntropy(from_logits=True, reduction=self.reduction, **options)
+        self.register_buffer("pos_weight", pos_weight)
+        self.pos_weight: Tensor | None
+        self.options = options
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss."""
+        return binary_cross_entropy_with_logits(
+            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight, **self.options
+        )
+
+    def extra_repr(self) -> str:
+        """The options that PyTorch's class has not."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
