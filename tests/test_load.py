@@ -34,9 +34,10 @@ label_mean = gpubce.BinaryCrossEntropy(from_logits=True, axis=0)
 
 
 @pytest.fixture(autouse=True)
-def no_hang():
+def no_hang(request):
     """What hangs here, and not in a process of its own, ends this one, with a trace of every thread."""
-    faulthandler.dump_traceback_later(200, exit=True)
+    asked = request.getfixturevalue("seconds") if "seconds" in request.fixturenames else 0
+    faulthandler.dump_traceback_later(200 + 4 * asked, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
