@@ -17,6 +17,7 @@ import torch
 
 import gpubce
 from benchmarks import measure
+from gpubce.adapters.torch import binary_cross_entropy_with_logits as drop_in
 from gpubce.backends.cpu.launch import thread_count
 
 
@@ -40,20 +41,22 @@ def compare(elements: int, rounds: int) -> dict:
     loss = gpubce.BinaryCrossEntropy(from_logits=True)
     gradient = np.empty_like(logits)
 
-    def torch_forward():
+    def forward(function):
         with torch.no_grad():
-            return torch.nn.functional.binary_cross_entropy_with_logits(tensor, labels)
+            return function(tensor, labels)
 
-    def torch_both():
+    def both(function):
         x = tensor.detach().requires_grad_()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(x, labels)
+        value = function(x, labels)
         value.backward()
-        return value, x.grad
+        return value.detach(), x.grad
 
-    theirs, their_gradient = torch_both()
-    ours, our_gradient = loss.value_and_grad(logits, targets)
-    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
-    np.testing.assert_allclose(our_gradient, their_gradient.numpy(), atol=3e-7 / elements)
+    eager = torch.nn.functional.binary_cross_entropy_with_logits
+    compiled = torch.compile(eager)
+    theirs, their_gradient = both(eager)
+    for ours, our_gradient in (loss.value_and_grad(logits, targets), both(drop_in), both(compiled)):
+        np.testing.assert_allclose(float(ours), theirs.item(), rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(our_gradient), their_gradient.numpy(), atol=3e-7 / elements)
 
     edges = [elements * k // threads for k in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
@@ -66,9 +69,12 @@ def compare(elements: int, rounds: int) -> dict:
             {
                 "read": read,
                 "gpubce loss": lambda: loss(logits, targets),
-                "torch loss": torch_forward,
+                "torch loss": lambda: forward(eager),
+                "torch.compile loss": lambda: forward(compiled),
                 "gpubce loss and gradient": lambda: loss.value_and_grad(logits, targets, grad_out=gradient),
-                "torch loss and gradient": torch_both,
+                "gpubce loss and gradient, drop-in": lambda: both(drop_in),
+                "torch loss and gradient": lambda: both(eager),
+                "torch.compile loss and gradient": lambda: both(compiled),
             },
             rounds,
         )
@@ -81,11 +87,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the results as JSON into this directory")
     arguments = parser.parse_args()
     times = compare(arguments.elements, arguments.rounds)
-    rows = [("", "ms", "of reading", "torch / gpubce")]
+    peers = "torch", "torch.compile"
+    rows = [("", "ms", "of reading", *(f"{peer} / gpubce" for peer in peers))]
     for name, time in times.items():
-        kind = name.removeprefix("gpubce ")
-        ratio = f"{times['torch ' + kind] / time:.1f}" if name.startswith("gpubce") else ""
-        rows.append((name, f"{1e3 * time:.2f}", f"{time / times['read']:.2f}", ratio))
+        kind = name.removeprefix("gpubce ").removesuffix(", drop-in")
+        own = name.startswith("gpubce")
+        ratios = (f"{times[f'{peer} {kind}'] / time:.1f}" if own else "" for peer in peers)
+        rows.append((name, f"{1e3 * time:.2f}", f"{time / times['read']:.2f}", *ratios))
     print(f"{arguments.elements:,} float32 logits and targets, {thread_count()} threads, torch {torch.__version__}")
     print(measure.table(rows))
     if arguments.output:
