@@ -60,7 +60,7 @@ TESTS = {
         "tests/test_imports.py",
         "tests/test_layout.py",
     ],
-    "gpubce/spec/coefficients.py": _FORMULAS,
+    "gpubce/spec/coefficients.py": ["tests/test_coefficients.py", *_FORMULAS],
     "gpubce/spec/edges.py": ["tests/test_edges.py", "tests/test_layout.py"],
     "gpubce/spec/elements.py": [
         *_FORMULAS,
