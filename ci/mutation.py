@@ -1,5 +1,6 @@
 """Mutation testing of the specification, the checks and the dispatch, with cosmic-ray.
 
+    python ci/mutation.py run --interpreted      # with the specification executed as Python: seconds for each mutant
     python ci/mutation.py run [MODULE ...]       # every module of TESTS; goes on where it stopped
     python ci/mutation.py run --first 3          # with the first three tests of each module, in a third of the time
     python ci/mutation.py again [MODULE ...]     # the unlisted survivors once more, with the tests as they are now
@@ -60,6 +61,7 @@ TESTS = {
         "tests/test_imports.py",
         "tests/test_layout.py",
     ],
+    "gpubce/spec/bins.py": ["tests/test_metrics.py", "tests/test_resume.py", "tests/test_matrix.py"],
     "gpubce/spec/coefficients.py": ["tests/test_coefficients.py", *_FORMULAS],
     "gpubce/spec/edges.py": ["tests/test_edges.py", "tests/test_layout.py"],
     "gpubce/spec/elements.py": [
@@ -75,6 +77,7 @@ TESTS = {
         "tests/test_matrix.py",
         "tests/test_contract.py",
     ],
+    "gpubce/spec/histogram.py": ["tests/test_metrics.py", "tests/test_contract.py", "tests/test_matrix.py"],
     "gpubce/spec/job.py": [
         "tests/test_layout.py",
         "tests/test_plan.py",
@@ -101,7 +104,12 @@ TESTS = {
         "tests/test_contract.py",
         "tests/test_cuda_kernels.py",
     ],
-    "gpubce/spec/quantities.py": ["tests/test_evaluator.py", "tests/test_matrix.py", "tests/test_errors.py"],
+    "gpubce/spec/quantities.py": [
+        "tests/test_metrics.py",
+        "tests/test_evaluator.py",
+        "tests/test_matrix.py",
+        "tests/test_errors.py",
+    ],
     "gpubce/spec/recipe.py": ["tests/test_layout.py", "tests/test_errors.py", "tests/test_matrix.py"],
     "gpubce/spec/state.py": [
         "tests/test_state.py",
@@ -114,6 +122,20 @@ TESTS = {
     ],
 }
 """The tests that each module's mutants meet, those that kill most first."""
+
+INTERPRETED = [
+    "tests/test_edges.py",
+    "tests/test_interpreted.py",
+    "tests/test_evaluator.py",
+    "tests/test_metrics.py",
+    "tests/test_arrays.py",
+    "tests/test_errors.py",
+    "tests/test_plan.py",
+    "tests/test_state.py",
+    "tests/test_laws.py",
+    "tests/test_layout.py",
+]
+"""Those that they meet under ``--interpreted``, when no kernel is compiled (tests/interpreted.py)."""
 
 OPERATORS = {
     "AddNot", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator", "ZeroIterationForLoop",
@@ -175,7 +197,7 @@ def run(module: str, timeout: int, chosen: list[str], again: bool) -> None:
     session, tree, settings = place / "session.sqlite", place / "tree", place / "settings.toml"
     place.mkdir(parents=True, exist_ok=True)
     copy_repository(tree)
-    tests = [test for test in chosen if (tree / test.split("::")[0]).exists()]
+    tests = [test for test in chosen if test.startswith("--") or (tree / test.split("::")[0]).exists()]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.setdefault("NUMBA_CACHE_DIR", str(place / "compiled"))
     door = Path(tempfile.mkdtemp()) / "door"
@@ -308,12 +330,14 @@ def main():
     parser.add_argument("modules", nargs="*", default=list(TESTS), help="default: all")
     parser.add_argument("--timeout", type=int, default=900, help="seconds until a mutant counts as killed")
     parser.add_argument("--first", type=int, help="so many of each module's tests (default: all)")
+    parser.add_argument("--interpreted", action="store_true", help="execute the specification as Python")
     parser.add_argument("--tests", nargs="+", help="these tests instead of the modules' own")
     arguments = parser.parse_intermixed_args()
     if arguments.what == "report":
         sys.exit(report() > 0)
     for module in arguments.modules:
-        tests = arguments.tests or TESTS[module][: arguments.first]
+        tests = arguments.tests or (INTERPRETED if arguments.interpreted else TESTS[module])[: arguments.first]
+        tests += ["--interpreted"] * arguments.interpreted
         run(module, arguments.timeout, tests, arguments.what == "again")
 
 

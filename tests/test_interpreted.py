@@ -1,0 +1,31 @@
+"""Same bits without a compiler (promises 1 and 2): the specification executed as Python gives the digests.
+
+It is also what is quick: a wrong formula shows here in milliseconds and not after its kernels are compiled.
+"""
+
+import pytest
+
+from tests import backends
+from tests.cases import run_case
+from tests.interpreted import InterpretedEngine
+from tests.matrix import Row, matrix, problems
+
+FEW_ELEMENTS = 1_100
+"""Of the larger cases of a row the first fifth is enough: they differ in the order of additions alone."""
+
+
+def interpreted(case, plan):
+    with backends.replaced(InterpretedEngine, plan):
+        return run_case(case)
+
+
+def small(row: Row) -> list[int]:
+    """The cases that have few elements, sums of sums of blocks among them."""
+    return [
+        k for k, case in enumerate(row.small) if len(case.shape) != 2 or case.shape[0] * case.shape[1] <= FEW_ELEMENTS
+    ]
+
+
+@pytest.mark.parametrize("row", [row for row in matrix() if row.small], ids=lambda row: row.name)
+def test_python_gives_the_digests(row: Row):
+    assert problems(row, "small", interpreted, small(row)) == []
