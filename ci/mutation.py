@@ -72,6 +72,7 @@ TESTS = {
         "tests/test_simulated_device.py",
     ],
     "gpubce/spec/geometry.py": [
+        "tests/test_geometry.py",
         "tests/test_arrays.py",
         "tests/test_layout.py",
         "tests/test_matrix.py",
