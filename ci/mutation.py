@@ -61,7 +61,12 @@ TESTS = {
         "tests/test_imports.py",
         "tests/test_layout.py",
     ],
-    "gpubce/spec/bins.py": ["tests/test_histogram.py", "tests/test_metrics.py", "tests/test_resume.py", "tests/test_matrix.py"],
+    "gpubce/spec/bins.py": [
+        "tests/test_histogram.py",
+        "tests/test_metrics.py",
+        "tests/test_resume.py",
+        "tests/test_matrix.py",
+    ],
     "gpubce/spec/coefficients.py": ["tests/test_coefficients.py", *_FORMULAS],
     "gpubce/spec/edges.py": ["tests/test_edges.py", "tests/test_layout.py"],
     "gpubce/spec/elements.py": [
@@ -78,7 +83,12 @@ TESTS = {
         "tests/test_matrix.py",
         "tests/test_contract.py",
     ],
-    "gpubce/spec/histogram.py": ["tests/test_histogram.py", "tests/test_metrics.py", "tests/test_contract.py", "tests/test_matrix.py"],
+    "gpubce/spec/histogram.py": [
+        "tests/test_histogram.py",
+        "tests/test_metrics.py",
+        "tests/test_contract.py",
+        "tests/test_matrix.py",
+    ],
     "gpubce/spec/job.py": [
         "tests/test_layout.py",
         "tests/test_plan.py",
