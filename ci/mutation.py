@@ -90,6 +90,7 @@ TESTS = {
         "tests/test_matrix.py",
     ],
     "gpubce/spec/job.py": [
+        "tests/test_recipe.py",
         "tests/test_layout.py",
         "tests/test_plan.py",
         "tests/test_evaluator.py",
@@ -121,7 +122,12 @@ TESTS = {
         "tests/test_matrix.py",
         "tests/test_errors.py",
     ],
-    "gpubce/spec/recipe.py": ["tests/test_layout.py", "tests/test_errors.py", "tests/test_matrix.py"],
+    "gpubce/spec/recipe.py": [
+        "tests/test_recipe.py",
+        "tests/test_layout.py",
+        "tests/test_errors.py",
+        "tests/test_matrix.py",
+    ],
     "gpubce/spec/state.py": [
         "tests/test_state.py",
         "tests/test_evaluator.py",
