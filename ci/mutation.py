@@ -14,8 +14,10 @@ survivor that is not listed there makes ``report`` fail.
 
 import argparse
 import ast
+import hashlib
 import importlib
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -251,6 +253,8 @@ def serve(door: str, timeout: str, *tests: str) -> None:
     killing a mutant one. A child that takes longer than the timeout is killed, and so is its mutant."""
     for name in ("numba.cuda", "pytest", "hypothesis", "torch", "ml_dtypes", "mpmath", "pyarrow", "sklearn.metrics"):
         importlib.import_module(name)
+    pairwise = importlib.import_module("tests.pairwise")
+    pairwise.covering_rows = remembered(pairwise.covering_rows, Path(door).parent)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(door)
     listener.listen()
@@ -277,6 +281,18 @@ def serve(door: str, timeout: str, *tests: str) -> None:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             said.seek(0)
             knock.sendall(bytes([status & 255]) + said.read()[-4000:])
+
+
+def remembered(function, place: Path):
+    """The function, whose results are kept in files there. The rows of the matrix take 2 s to find, in each child."""
+
+    def recall(*arguments):
+        file = place / hashlib.sha256(repr(arguments).encode()).hexdigest()
+        if not file.exists():
+            file.write_bytes(pickle.dumps(function(*arguments)))
+        return pickle.loads(file.read_bytes())
+
+    return recall
 
 
 def copy_repository(tree: Path) -> None:
