@@ -253,6 +253,7 @@ def serve(door: str, timeout: str, *tests: str) -> None:
     killing a mutant one. A child that takes longer than the timeout is killed, and so is its mutant."""
     for name in ("numba.cuda", "pytest", "hypothesis", "torch", "ml_dtypes", "mpmath", "pyarrow", "sklearn.metrics"):
         importlib.import_module(name)
+    importlib.import_module("tests.ptx.arithmetic")  # Compiles, and imports nothing that is mutated.
     pairwise = importlib.import_module("tests.pairwise")
     pairwise.covering_rows = remembered(pairwise.covering_rows, Path(door).parent)
     listener = socket.socket(socket.AF_UNIX)
