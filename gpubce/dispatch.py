@@ -308,7 +308,7 @@ class Session:
         self._copies_back.append((there, buffer))
         return array, there
 
-    def hand_over(self, array: Any, out: Any = None) -> Any:
+    def hand_over(self, array: Any, out: Any) -> Any:
         """What the caller gets: ``out`` itself, else the array as its library shows it."""
         return self.library.result(array, self.predictions) if out is None else out
 
@@ -585,7 +585,7 @@ def _stream_handle(stream: Any) -> int | None:
 # What a loss can be asked for ---------------------------------------------------------------------------------------
 
 
-def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any = None) -> Any:
+def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any) -> Any:
     """The loss: element by element, or reduced."""
     session = Session(formula, arguments)
     with session.engine() as engine:
@@ -598,9 +598,9 @@ def value_and_grad(
     formula: Formula,
     reduction: Reduction,
     arguments: Arguments,
-    out: Any = None,
-    grad_out: Any = None,
-    grad_scale: Any = 1.0,
+    out: Any,
+    grad_out: Any,
+    grad_scale: Any,
 ) -> tuple[Any, Any]:
     """The loss, and its gradient with respect to the predictions, in one pass over them."""
     session = Session(formula, arguments)
@@ -615,7 +615,7 @@ def value_and_grad(
 
 
 def grad_and_hess(
-    formula: Formula, arguments: Arguments, grad_out: Any = None, hess_out: Any = None, grad_scale: Any = 1.0
+    formula: Formula, arguments: Arguments, grad_out: Any, hess_out: Any, grad_scale: Any
 ) -> tuple[Any, Any]:
     """The first and second derivative of each element's own loss."""
     session = Session(formula, arguments)
@@ -761,6 +761,7 @@ def _value_pass(
             buffer.address,
             where.address,
             storage,
+            numerator=0,
             denominator=None if name is None else 1,
             divisor=divisor,
             least=least,
