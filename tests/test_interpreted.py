@@ -1,7 +1,4 @@
-"""Same bits without a compiler (promises 1 and 2): the specification executed as Python gives the digests.
-
-It is also what is quick: a wrong formula shows here in milliseconds and not after its kernels are compiled.
-"""
+"""Same bits without a compiler (promises 1 and 2): the specification executed as Python gives the digests."""
 
 import pytest
 
@@ -11,7 +8,7 @@ from tests.interpreted import InterpretedEngine
 from tests.matrix import Row, committed, matrix
 
 FEW_ELEMENTS = 1_100
-"""Of the larger cases of a row the first fifth is enough: they differ in the order of additions alone."""
+"""Larger cases of a row differ in the order of additions alone."""
 
 
 def interpreted(case: Case) -> Results:
