@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+import gpubce
 from gpubce.spec.coefficients import COEFFICIENTS
 from gpubce.spec.job import Settlement
+from gpubce.spec.plan import PLAN
+from tests.backends import replaced
 from tests.cases import dtype, rounded
 from tests.interpreted import InterpretedEngine, formulas
 
@@ -37,6 +40,17 @@ def test_the_last_power_that_is_a_normal_number(real):
     found = {float(e * minus_log): float(f.power(number(0.5), e)) for e in exponents}
     assert found[float(last)] >= tiny
     assert found[float(behind)] == 0
+
+
+@REALS
+def test_the_least_probability_that_does_not_vanish_in_a_focal_loss(real):
+    """(p^(1/2) (-log(1 - p)))' is 3/2 p^(1/2) at first."""
+    _, number, _, _, tiny = limits(real)
+    loss = gpubce.BinaryCrossEntropy(gamma=0.5, reduction="none", log_floor=None)
+    with replaced(InterpretedEngine, PLAN):
+        gradient, _ = loss.grad_and_hess(np.array([tiny, np.nextafter(tiny, number(0))]), np.zeros(2))
+    assert gradient[0] == pytest.approx(1.5 * float(tiny) ** 0.5, rel=1e-5)
+    assert gradient[1] == 0
 
 
 # Settlements ---------------------------------------------------------------------------------------------------------
