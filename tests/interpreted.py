@@ -153,6 +153,26 @@ def reals_at(address: int, *shape: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_double * int(np.prod(shape))).from_address(address)).reshape(shape)
 
 
+def by_blocks(hi: np.ndarray, lo: np.ndarray, by: Plan, add_pairs: bool) -> np.ndarray:
+    """The pairs of all blocks of the last axis, [hi or lo, ..., block]: the plan, on all blocks at once."""
+    blocks = by.blocks(hi.shape[-1])
+    room = np.zeros((2, *hi.shape[:-1], blocks * by.block))
+    room[0, ..., : hi.shape[-1]], room[1, ..., : hi.shape[-1]] = hi, lo
+    rows = room.reshape(2, *hi.shape[:-1], blocks, by.rows, by.lanes)
+
+    def merge(one, other):
+        return np.stack(plan.merge_pairs(*one, *other)) if add_pairs else one + other
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        lanes = np.zeros(rows.shape[:-2] + rows.shape[-1:])
+        for row in range(by.rows):
+            lanes = merge(lanes, rows[..., row, :])
+        while lanes.shape[-1] > 1:
+            half = lanes.shape[-1] // 2
+            lanes = merge(lanes[..., :half], lanes[..., half:])
+    return lanes[..., 0]
+
+
 class InterpretedEngine:
     """See :class:`gpubce.backends.pipeline.Engine`."""
 
@@ -201,12 +221,9 @@ class InterpretedEngine:
     def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count, histogram, unit):
         sums, placed = self._samples(key, elements, addresses, geometry, parameters, ignored)
         self._count(key, histogram, unit, placed, np.zeros(elements, np.int64))
-        size = key.plan.block
         for k, values in enumerate(sums):
-            for block in range(count):
-                part = values[block * size : (block + 1) * size]
-                pair = plan.sum_by_plan(part.tolist(), key.plan, key.recipe.compensated)
-                reals_at(partials, len(sums), 2, count)[k, :, block] = pair
+            pairs = by_blocks(values, np.zeros(elements), key.plan, key.recipe.compensated)
+            reals_at(partials, len(sums), 2, count)[k] = pairs
 
     def along_axes(
         self, key, reduced, outputs, addresses, geometry, parameters, ignored, partials, count, histogram, unit
@@ -223,11 +240,9 @@ class InterpretedEngine:
                 reals_at(partials, len(sums), 2, count, outputs)[k, :, run] = pair
 
     def combine(self, by: Plan, sums, size, outputs, source, target):
-        blocks = by.blocks(size)
-        pairs, left = reals_at(source, sums, 2, size, outputs), reals_at(target, sums, 2, blocks, outputs)
-        for k, block, o in np.ndindex(sums, blocks, outputs):
-            part = pairs[k, :, block * by.block : (block + 1) * by.block, o]
-            left[k, :, block, o] = plan._sum_block(list(zip(*part.tolist(), strict=True)), by, True)
+        pairs = np.moveaxis(reals_at(source, sums, 2, size, outputs), 2, -1)
+        left = by_blocks(pairs[:, 0], pairs[:, 1], by, True)
+        reals_at(target, sums, 2, by.blocks(size), outputs)[...] = np.moveaxis(left, (0, -1), (1, 2))
 
     def settle(self, settlement: Settlement):
         key, arguments = SettleKey.of(settlement)
