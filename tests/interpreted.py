@@ -86,11 +86,13 @@ def polynomial(coefficients, real: str):
 
 
 def split_exponent(value):
-    """primitives.split_exponent, by NumPy's frexp, which gives a mantissa from 1/2 on."""
-    mantissa, exponent = np.frexp(value)
-    small = mantissa < np.sqrt(np.asarray(value).dtype.type(0.5))
-    mantissa, exponent = np.where(small, mantissa * 2, mantissa), np.where(small, exponent - 1, exponent)
-    return exponent.astype(mantissa.dtype), mantissa
+    """primitives.split_exponent."""
+    value = np.asarray(value)
+    info = np.finfo(value.dtype)
+    word = np.dtype(f"int{info.bits}").type
+    whole, fraction = value.view(word), word(info.nmant)
+    exponent = (whole - np.sqrt(value.dtype.type(0.5)).view(word)) >> fraction
+    return exponent.astype(value.dtype), (whole - (exponent << fraction)).view(value.dtype)
 
 
 def scale_by_low_bits(value, shifted):

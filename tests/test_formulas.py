@@ -77,7 +77,7 @@ def test_a_value_is_a_total_over_a_denominator(denominator, numerator, storage):
 def test_a_scale_of_derivatives_is_a_number_over_a_denominator(denominator, factor):
     totals = SUMS.sum(axis=1)
     below = 4.0 if denominator is None else np.maximum(totals[denominator], 1.0)
-    found, times = np.zeros(2), np.array([3], factor or "float64")
+    found, times = np.zeros(2), np.array([3, 5], factor or "float64")
     more = {"factor": times.ctypes.data, "factor_storage": factor} if factor else {}
     settlement = settled(found, "float64", None, denominator, divisor=4.0, least=1.0, unit=0.3, grad_scale=7.0, **more)
     InterpretedEngine().settle(settlement)
