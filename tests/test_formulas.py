@@ -1,5 +1,6 @@
 """The formulas where one number decides: at the ends of what a function takes, executed as Python."""
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -51,6 +52,18 @@ def test_the_least_probability_that_does_not_vanish_in_a_focal_loss(real):
         gradient, _ = loss.grad_and_hess(np.array([tiny, np.nextafter(tiny, number(0))]), np.zeros(2))
     assert gradient[0] == pytest.approx(1.5 * float(tiny) ** 0.5, rel=1e-5)
     assert gradient[1] == 0
+
+
+@REALS
+def test_the_logarithm_of_a_subnormal_probability(real):
+    f, number, _, _, tiny = limits(real)
+    least = np.finfo(real).smallest_subnormal
+    q = np.array([least, 3 * least, tiny / 8, np.nextafter(tiny, number(0)), tiny, 2 * tiny], real)
+    with np.errstate(all="ignore"):
+        found = f.probability_branches(q)[0]
+    with mpmath.workdps(50):
+        expected = [float(-mpmath.log(mpmath.mpf(float(one)))) for one in q]
+    assert found == pytest.approx(expected, rel=float(np.finfo(real).eps))
 
 
 # Settlements ---------------------------------------------------------------------------------------------------------
