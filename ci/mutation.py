@@ -269,6 +269,7 @@ def serve(door: str, timeout: str, *tests: str) -> None:
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
                 signal.alarm(alarm)
+                sys.dont_write_bytecode = alarm > 0  # Pytest rewrites the tests once, and not in every child.
                 sys.path.insert(0, os.getcwd())
                 options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
                 options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
@@ -278,8 +279,11 @@ def serve(door: str, timeout: str, *tests: str) -> None:
                 finally:
                     sys.stdout.flush()
                     os._exit(code)
-            alarm = int(timeout)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if not alarm:  # What is mutated must not be found as it was.
+                for folder_of_bytecode in Path("gpubce").rglob("__pycache__"):
+                    shutil.rmtree(folder_of_bytecode)
+            alarm = int(timeout)
             said.seek(0)
             knock.sendall(bytes([status & 255]) + said.read()[-4000:])
 
