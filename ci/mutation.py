@@ -1,5 +1,6 @@
 """Mutation testing of the specification, the checks and the dispatch, with cosmic-ray.
 
+    python ci/mutation.py run --interpreted      # with the specification executed as Python: seconds for each mutant
     python ci/mutation.py run [MODULE ...]       # every module of TESTS; goes on where it stopped
     python ci/mutation.py run --first 3          # with the first three tests of each module, in a third of the time
     python ci/mutation.py again [MODULE ...]     # the unlisted survivors once more, with the tests as they are now
@@ -13,8 +14,10 @@ survivor that is not listed there makes ``report`` fail.
 
 import argparse
 import ast
+import hashlib
 import importlib
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -60,7 +63,13 @@ TESTS = {
         "tests/test_imports.py",
         "tests/test_layout.py",
     ],
-    "gpubce/spec/coefficients.py": _FORMULAS,
+    "gpubce/spec/bins.py": [
+        "tests/test_histogram.py",
+        "tests/test_metrics.py",
+        "tests/test_resume.py",
+        "tests/test_matrix.py",
+    ],
+    "gpubce/spec/coefficients.py": ["tests/test_coefficients.py", *_FORMULAS],
     "gpubce/spec/edges.py": ["tests/test_edges.py", "tests/test_layout.py"],
     "gpubce/spec/elements.py": [
         *_FORMULAS,
@@ -70,12 +79,20 @@ TESTS = {
         "tests/test_simulated_device.py",
     ],
     "gpubce/spec/geometry.py": [
+        "tests/test_geometry.py",
         "tests/test_arrays.py",
         "tests/test_layout.py",
         "tests/test_matrix.py",
         "tests/test_contract.py",
     ],
+    "gpubce/spec/histogram.py": [
+        "tests/test_histogram.py",
+        "tests/test_metrics.py",
+        "tests/test_contract.py",
+        "tests/test_matrix.py",
+    ],
     "gpubce/spec/job.py": [
+        "tests/test_recipe.py",
         "tests/test_layout.py",
         "tests/test_plan.py",
         "tests/test_evaluator.py",
@@ -101,8 +118,18 @@ TESTS = {
         "tests/test_contract.py",
         "tests/test_cuda_kernels.py",
     ],
-    "gpubce/spec/quantities.py": ["tests/test_evaluator.py", "tests/test_matrix.py", "tests/test_errors.py"],
-    "gpubce/spec/recipe.py": ["tests/test_layout.py", "tests/test_errors.py", "tests/test_matrix.py"],
+    "gpubce/spec/quantities.py": [
+        "tests/test_metrics.py",
+        "tests/test_evaluator.py",
+        "tests/test_matrix.py",
+        "tests/test_errors.py",
+    ],
+    "gpubce/spec/recipe.py": [
+        "tests/test_recipe.py",
+        "tests/test_layout.py",
+        "tests/test_errors.py",
+        "tests/test_matrix.py",
+    ],
     "gpubce/spec/state.py": [
         "tests/test_state.py",
         "tests/test_evaluator.py",
@@ -114,6 +141,20 @@ TESTS = {
     ],
 }
 """The tests that each module's mutants meet, those that kill most first."""
+
+INTERPRETED = [
+    "tests/test_edges.py",
+    "tests/test_interpreted.py",
+    "tests/test_evaluator.py",
+    "tests/test_metrics.py",
+    "tests/test_arrays.py",
+    "tests/test_errors.py",
+    "tests/test_plan.py",
+    "tests/test_state.py",
+    "tests/test_laws.py",
+    "tests/test_layout.py",
+]
+"""Those that they meet under ``--interpreted``, when no kernel is compiled (tests/interpreted.py)."""
 
 OPERATORS = {
     "AddNot", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator", "ZeroIterationForLoop",
@@ -175,7 +216,7 @@ def run(module: str, timeout: int, chosen: list[str], again: bool) -> None:
     session, tree, settings = place / "session.sqlite", place / "tree", place / "settings.toml"
     place.mkdir(parents=True, exist_ok=True)
     copy_repository(tree)
-    tests = [test for test in chosen if (tree / test.split("::")[0]).exists()]
+    tests = [test for test in chosen if test.startswith("--") or (tree / test.split("::")[0]).exists()]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.setdefault("NUMBA_CACHE_DIR", str(place / "compiled"))
     door = Path(tempfile.mkdtemp()) / "door"
@@ -212,6 +253,9 @@ def serve(door: str, timeout: str, *tests: str) -> None:
     killing a mutant one. A child that takes longer than the timeout is killed, and so is its mutant."""
     for name in ("numba.cuda", "pytest", "hypothesis", "torch", "ml_dtypes", "mpmath", "pyarrow", "sklearn.metrics"):
         importlib.import_module(name)
+    importlib.import_module("tests.ptx.arithmetic")  # Compiles, and imports nothing that is mutated.
+    pairwise = importlib.import_module("tests.pairwise")
+    pairwise.covering_rows = remembered(pairwise.covering_rows, Path(door).parent)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(door)
     listener.listen()
@@ -225,6 +269,7 @@ def serve(door: str, timeout: str, *tests: str) -> None:
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
                 signal.alarm(alarm)
+                sys.dont_write_bytecode = alarm > 0  # Pytest rewrites the tests once, and not in every child.
                 sys.path.insert(0, os.getcwd())
                 options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
                 options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
@@ -234,10 +279,25 @@ def serve(door: str, timeout: str, *tests: str) -> None:
                 finally:
                     sys.stdout.flush()
                     os._exit(code)
-            alarm = int(timeout)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if not alarm:  # What is mutated must not be found as it was.
+                for folder_of_bytecode in Path("gpubce").rglob("__pycache__"):
+                    shutil.rmtree(folder_of_bytecode)
+            alarm = int(timeout)
             said.seek(0)
             knock.sendall(bytes([status & 255]) + said.read()[-4000:])
+
+
+def remembered(function, place: Path):
+    """The function, whose results are kept in files there. The rows of the matrix take 2 s to find, in each child."""
+
+    def recall(*arguments):
+        file = place / hashlib.sha256(repr(arguments).encode()).hexdigest()
+        if not file.exists():
+            file.write_bytes(pickle.dumps(function(*arguments)))
+        return pickle.loads(file.read_bytes())
+
+    return recall
 
 
 def copy_repository(tree: Path) -> None:
@@ -308,12 +368,14 @@ def main():
     parser.add_argument("modules", nargs="*", default=list(TESTS), help="default: all")
     parser.add_argument("--timeout", type=int, default=900, help="seconds until a mutant counts as killed")
     parser.add_argument("--first", type=int, help="so many of each module's tests (default: all)")
+    parser.add_argument("--interpreted", action="store_true", help="execute the specification as Python")
     parser.add_argument("--tests", nargs="+", help="these tests instead of the modules' own")
     arguments = parser.parse_intermixed_args()
     if arguments.what == "report":
         sys.exit(report() > 0)
     for module in arguments.modules:
-        tests = arguments.tests or TESTS[module][: arguments.first]
+        tests = arguments.tests or (INTERPRETED if arguments.interpreted else TESTS[module])[: arguments.first]
+        tests += ["--interpreted"] * arguments.interpreted
         run(module, arguments.timeout, tests, arguments.what == "again")
 
 

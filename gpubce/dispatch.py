@@ -326,7 +326,7 @@ class Session:
         self._copies_back.append((there, buffer))
         return array, there
 
-    def hand_over(self, array: Any, out: Any = None) -> Any:
+    def hand_over(self, array: Any, out: Any) -> Any:
         """What the caller gets: ``out`` itself, else the array as its library shows it."""
         return self.library.result(array, self.predictions) if out is None else out
 
@@ -603,7 +603,7 @@ def _stream_handle(stream: Any) -> int | None:
 # What a loss can be asked for ---------------------------------------------------------------------------------------
 
 
-def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any = None) -> Any:
+def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any) -> Any:
     """The loss: element by element, or reduced."""
     session = Session(formula, arguments)
     with session.engine() as engine:
@@ -616,9 +616,9 @@ def value_and_grad(
     formula: Formula,
     reduction: Reduction,
     arguments: Arguments,
-    out: Any = None,
-    grad_out: Any = None,
-    grad_scale: Any = 1.0,
+    out: Any,
+    grad_out: Any,
+    grad_scale: Any,
 ) -> tuple[Any, Any]:
     """The loss, and its gradient with respect to the predictions, in one pass over them."""
     session = Session(formula, arguments)
@@ -633,7 +633,7 @@ def value_and_grad(
 
 
 def derivatives(
-    formula: Formula, reduction: Reduction, arguments: Arguments, wanted: dict[str, Any], grad_scale: Any = 1.0
+    formula: Formula, reduction: Reduction, arguments: Arguments, wanted: dict[str, Any], grad_scale: Any
 ) -> tuple[Any, ...]:
     """The first and second derivative of each element's part of the reduced value; with reduction "none", of its own
     loss. ``wanted`` names what is wanted ("gradient", "hessian") and where to write it, None for new arrays."""
@@ -781,6 +781,7 @@ def _value_pass(
             buffer.address,
             where.address,
             storage,
+            numerator=0,
             denominator=None if name is None else 1,
             divisor=divisor,
             least=least,

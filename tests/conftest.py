@@ -5,10 +5,25 @@ Tests marked ``exhaustive`` are left out unless -m asks for them by name, as ci/
 import pytest
 
 from gpubce.backends.devices import find_gpus
+from gpubce.spec.plan import PLAN
 
 
 def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="fail where a test would be skipped")
+    parser.addoption("--interpreted", action="store_true", help="execute the specification as Python, not as a kernel")
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(request):
+    """ci/mutation.py asks for it: nothing is compiled anew for each mutant."""
+    if not request.config.getoption("--interpreted"):
+        yield
+        return
+    from tests.backends import replaced
+    from tests.interpreted import InterpretedEngine
+
+    with replaced(InterpretedEngine, PLAN):
+        yield
 
 
 def pytest_collection_modifyitems(config, items):

@@ -258,7 +258,7 @@ def matrix() -> tuple[Row, ...]:
             rows.append(Row(f"{name}-{k}", both, both, name == "more", (0, 1), (0,)))
     for k, case in enumerate(EVALUATION):
         both = case, replace(case, seed=1, edges="finite")
-        rows.append(Row(f"evaluation-{k}", both, both, k in (0, 3), (0, 1), (0,)))
+        rows.append(Row(f"evaluation-{k}", both, both, k in (0, 3, 4), (0, 1), (0,)))
     for k, case in enumerate(FULL):
         rows.append(Row(f"full-{k}", (), (case.at(case.shape, k, "finite"),)))
     for layout in ("C", "unaligned"):

@@ -46,13 +46,19 @@ def test_weight_0_and_options_keep_the_edges(from_logits, input_type):
             assert not np.isnan(derivative.astype(np.float64)).any(), options
 
 
+SEEN = ("predictions", "squared_error", "cross_entropy", "positive_entropy")
+"""The sums of what is predicted, whatever the options of the loss."""
+
+
 @pytest.mark.parametrize("from_logits", [True, False])
 def test_nan_predictions_give_nan_and_are_not_invalid(from_logits):
     loss = gpubce.BinaryCrossEntropy(from_logits=from_logits, gamma=2.0)
     predictions, targets = np.array([np.nan, 0.5]), np.array([1, 0])
     assert np.isnan(loss(predictions, targets))
     assert np.isnan(loss(predictions, targets, weight=np.array([0.0, 1.0])))
-    assert loss.state(predictions, targets).invalid == 0
+    state = loss.state(predictions, targets, sums=SEEN)
+    assert state.invalid == 0
+    assert np.isnan([state.total(name) for name in SEEN]).all()
     assert not np.isnan(loss(predictions, targets, mask=np.array([False, True])))
 
 

@@ -1,5 +1,6 @@
 """Promise 7: bad input is loud. What is refused, with which exception, and what its message says."""
 
+import math
 import pickle
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpubce
-from gpubce import BinaryCrossEntropy, Evaluator, dispatch
+from gpubce import BinaryCrossEntropy, Evaluator, checks, dispatch
 from gpubce.errors import (
     ArrayError,
     DeviceError,
@@ -456,3 +457,37 @@ def test_predictions_are_judged_before_the_gradient_takes_their_place():
     for method in (probabilities.value_and_grad, probabilities.grad_and_hess):
         place = np.float32([0.25, 1.5, 0.5])
         refused(partial(method, place, Y, grad_out=place), InvalidValueError, "probabilities[1] is 1.5:")
+
+
+# The options of an evaluator ----------------------------------------------------------------------------------------
+
+TAKEN = [
+    (checks.bin_count, [0, 32, 64, 4096, 65_536, np.int64(32)], [-1, 1, 16, 31, 33, 48, 131_072, True, 32.0, "32"]),
+    (checks.largest_weight, [None, 2.0**-64, 1, 2.0**64], [2.0**-65, 2.0**65, 0, -1.0, math.nan, math.inf, "1"]),
+    (checks.window_length, [None, 1, 2, 2**31 - 1, np.int8(3)], [0, -1, 2**31, True, 1.0, "1"]),
+    (checks.group_numbers, [np.int64([]), [3], [1, 2], np.uint8([1])], [[0.5], [[1]], 1, ["a"], [True]]),
+    (lambda names: checks.label_names(names, 2), [("a", "b"), ["a", 3], {"a": 0, "b": 1}], ["ab", b"ab", 2, ["a"]]),
+    (lambda weight: checks.quanta_per_unit(weight, True), [1.0, 2.0**64, 2.0**-64], [None]),
+    (lambda weight: checks.quanta_per_unit(weight, False), [None, 1.0, 2.0**24], [2.0**25, 2.0**24 + 1]),
+]
+
+
+@pytest.mark.parametrize(("rule", "good", "bad"), TAKEN)
+def test_rules_hold_at_both_ends(rule, good, bad):
+    """What is taken is kept as it is; None stands for what is meant without."""
+    for value in good:
+        rule(value)
+    for value in bad:
+        with pytest.raises(GpubceError):
+            rule(value)
+
+
+def test_what_is_taken_is_kept():
+    assert [checks.bin_count(bins) for bins in (0, 32, np.int64(64))] == [0, 32, 64]
+    assert (checks.largest_weight(None), checks.largest_weight(2)) == (None, 2.0)
+    assert (checks.window_length(None), checks.window_length(np.int8(3))) == (None, 3)
+    assert checks.group_numbers([2, 1]).tolist() == [2, 1]
+    assert checks.label_names(None, 3) == ("0", "1", "2")
+    assert checks.label_names(["a", 3], 2) == ("a", "3")
+    assert checks.quanta_per_unit(None, False) == checks.quanta_per_unit(0.7, True) == 2.0**24
+    assert checks.quanta_per_unit(2.0**24, False) == 1.0

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from gpubce import Evaluator
+from gpubce import BinaryCrossEntropy, Evaluator
 from gpubce.errors import DtypeError, InvalidValueError, OptionError, ShapeError
 from gpubce.report import FROM_HISTOGRAM, SUMS, Difference
 from gpubce.scoring import DEMO
@@ -292,3 +292,14 @@ def test_a_baseline_belongs_to_the_metric():
     ):
         with pytest.raises(error, match=said):
             Evaluator(metrics="difference").update(p, y, baseline=baseline)
+
+
+@pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
+def test_what_is_invalid_beside_a_baseline_is_counted(logits):
+    """A target, a prediction or a baseline: each once, and NaN never."""
+    good = np.array([0.5, 0.5, 0.5, 0.5, np.nan, 0.5])
+    wrong = np.array([0.5, 2.0, 0.5, -1.0, 0.5, np.nan])
+    y = np.array([3.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    for p, other in ((good, wrong), (wrong, good), (wrong, wrong)):
+        loss = BinaryCrossEntropy(from_logits=logits)
+        assert loss.state(p, y, baseline=other, sums=("difference",), check=False).invalid == (1 if logits else 3)

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from gpubce import BinaryCrossEntropy, LossState
+from gpubce.errors import StateError
+from gpubce.spec.bins import MOST_ELEMENTS
+from gpubce.spec.state import derivative_scale, mean
 
 LOSS = BinaryCrossEntropy(from_logits=True)
 X, Y = np.float64([[0.5, -1.0], [2.0, 0.25], [-3.0, 1.0]]), np.float64([[1, 0], [0, 1], [1, 1]])
@@ -60,6 +63,56 @@ def test_two_states_hold_what_both_have_seen():
     assert (both.elements, both.rows, both.count) == (7, 3.5, 7)
     with pytest.raises(TypeError):
         operator.add(one, 3)
+
+
+def counting(histogram, elements=1, values=((1.0, 0.0), (2.0, 0.0)), sums=("loss", "count")):
+    """A state with a histogram of one label, or of as many as the values have."""
+    return LossState(sums, np.float64(values), elements, 1.0, histogram)
+
+
+def test_histograms_are_added():
+    one, two = np.array([[1, 2], [2**63 - 1, 4]]), np.array([[10, 20], [1, 40]])
+    merged = (counting(one) + counting(two)).histogram
+    assert merged.view(np.uint64).tolist() == [[11, 22], [2**63, 44]]
+    here = counting(Lent("get", one)).to_host()
+    assert here.histogram is one
+    assert counting(None).to_host().histogram is None
+    assert (counting(None) + counting(None)).histogram is None
+    for other in (None, np.zeros((3, 2), np.int64)):
+        with pytest.raises(StateError, match="the same number of bins"):
+            counting(one).merge(counting(other))
+
+
+def test_a_histogram_holds_so_many_elements_and_no_more():
+    """Of all labels together."""
+    cells = np.zeros((3, 2), np.int64)
+    half = counting(cells, MOST_ELEMENTS // 2)
+    assert (half + half).elements == MOST_ELEMENTS
+    with pytest.raises(StateError, match=f"at most {MOST_ELEMENTS:,} elements"):
+        half.merge(counting(cells, MOST_ELEMENTS // 2 + 1))
+    labels = [counting(np.zeros((2, 3, 2), np.int64), MOST_ELEMENTS // 4 + k, np.zeros((2, 2, 2))) for k in (0, 1)]
+    assert (labels[0] + labels[0]).elements == MOST_ELEMENTS // 2
+    with pytest.raises(StateError, match="at most"):
+        labels[0].merge(labels[1])
+    without = counting(None, MOST_ELEMENTS)
+    assert (without + without).elements == 2 * MOST_ELEMENTS
+
+
+def test_states_of_different_sums_or_shapes_do_not_merge():
+    state = counting(None)
+    for other in (
+        counting(None, sums=("loss", "weight")),
+        counting(None, values=np.zeros((2, 2, 3))),
+        counting(None, values=np.zeros((2, 2, 3)), sums=("loss", "weight")),
+    ):
+        with pytest.raises(StateError, match="states of different losses"):
+            state.merge(other)
+
+
+def test_a_mean_is_per_thing_in_the_unit():
+    assert mean(3.0, 4.0, 2.0) == 1.5
+    assert derivative_scale(3.0, 4.0, 2.0) == 1.5
+    assert derivative_scale(1.0, 3.0, 1.0) == 1.0 / 3.0
 
 
 @pytest.mark.parametrize("axis", [None, 0])

@@ -92,7 +92,7 @@ def _arguments(
 @torch.library.custom_op("gpubce::loss", mutates_args=())
 def _loss(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: str) -> Tensor:
     loss = _parsed(options)
-    return dispatch.value(loss._formula, loss._reduction, _arguments(input, target, weight, pos_weight))
+    return dispatch.value(loss._formula, loss._reduction, _arguments(input, target, weight, pos_weight), None)
 
 
 @torch.library.custom_op("gpubce::gradient", mutates_args=())

@@ -57,11 +57,11 @@ class Settlement:
     states: int
     result: int
     storage: str
-    numerator: int | None = 0
-    denominator: int | None = None
-    divisor: float = 1.0
-    least: float = 0.0
+    numerator: int | None
+    denominator: int | None
+    divisor: float
+    least: float
+    unit: float
     grad_scale: float = 1.0
-    unit: float = 1.0
     factor: int = 0
     factor_storage: str = "float32"

@@ -9,7 +9,6 @@ from functools import cache
 from numba import cuda, float64, int64, njit, types
 
 from gpubce.backends.kernel_key import KernelKey, SettleKey
-from gpubce.spec.bins import SPECIAL
 from gpubce.spec.bins import cells as histogram_cells
 from gpubce.spec.elements import element, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
@@ -178,27 +177,26 @@ def _put(values, q, value):
 
 
 @subroutine(types.void)
-def _add_nothing(histogram, unit, placed):
+def _add_nothing(present, histogram, unit, placed):
     pass
 
 
 @cache
 def _adder(bins: int, quantised: bool):
-    """The subroutine that adds what one sample says to a histogram."""
+    """The subroutine that adds what one sample says to a histogram, if there is such a sample."""
     if not bins:
         return _add_nothing
-    elsewhere = histogram_cells(bins) - SPECIAL
 
     @subroutine(types.void)
-    def add_quanta(histogram, unit, placed):
+    def add_quanta(present, histogram, unit, placed):
         if placed[1] != 0:
             add_atomically(histogram, placed[0] + 1, placed[1])
         if placed[2] != 0:
             add_atomically(histogram, placed[0], placed[2])
 
     @subroutine(types.void)
-    def add_unit(histogram, unit, placed):
-        if placed[0] < elsewhere:
+    def add_unit(present, histogram, unit, placed):
+        if present:
             add_atomically(histogram, placed[0], unit)
 
     return add_quanta if quantised else add_unit
@@ -255,7 +253,7 @@ def _quad(key: KernelKey):
             losses = _put(losses, q, outputs[0])
             gradients = _put(gradients, q, outputs[1])
             hessians = _put(hessians, q, outputs[2])
-            add(histogram + q * apart, unit, placed)
+            add(index + q < end, histogram + q * apart, unit, placed)
             for k in range(sums):
                 cell = k * QUAD + q
                 if compensated:
