@@ -345,6 +345,18 @@ def test_probabilities_and_weights_are_checked():
         refused(partial(mean, X, Y, weight=wrong), InvalidValueError, f"weight[0] is {value}", "not negative")
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint64", "float16", "float32", "float64"])
+def test_what_is_next_to_0_and_1_is_invalid(kind):
+    """Targets between the two, and both of them, are not."""
+    if kind.startswith("float"):
+        number = np.dtype(kind).type
+        inside, outside = [0, 0.5, 1], [-np.finfo(kind).tiny, np.nextafter(number(1), number(2)), 1.5, 2]
+    else:
+        inside, outside = [0, 1], [2, 3] if kind == "uint64" else [-1, 2, 3]
+    targets = np.array(inside + outside, kind)
+    assert mean.state(np.zeros(targets.size), targets, check=False).invalid == len(outside)
+
+
 def test_unchecked_invalid_elements_are_nan_and_counted():
     wrong = np.float32([1.0, 7.0, -1.0])
     assert np.isnan(mean(X, wrong, check=False))
