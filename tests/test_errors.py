@@ -346,6 +346,18 @@ def test_probabilities_and_weights_are_checked():
         refused(partial(mean, X, Y, weight=wrong), InvalidValueError, f"weight[0] is {value}", "not negative")
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint64", "float16", "float32", "float64"])
+def test_what_is_next_to_0_and_1_is_invalid(kind):
+    """Targets between the two, and both of them, are not."""
+    if kind.startswith("float"):
+        number = np.dtype(kind).type
+        inside, outside = [0, 0.5, 1], [-np.finfo(kind).tiny, np.nextafter(number(1), number(2)), 1.5, 2]
+    else:
+        inside, outside = [0, 1], [2, 3] if kind == "uint64" else [-1, 2, 3]
+    targets = np.array(inside + outside, kind)
+    assert mean.state(np.zeros(targets.size), targets, check=False).invalid == len(outside)
+
+
 def test_unchecked_invalid_elements_are_nan_and_counted():
     wrong = np.float32([1.0, 7.0, -1.0])
     assert np.isnan(mean(X, wrong, check=False))
@@ -466,7 +478,12 @@ TAKEN = [
     (checks.largest_weight, [None, 2.0**-64, 1, 2.0**64], [2.0**-65, 2.0**65, 0, -1.0, math.nan, math.inf, "1"]),
     (checks.window_length, [None, 1, 2, 2**31 - 1, np.int8(3)], [0, -1, 2**31, True, 1.0, "1"]),
     (checks.group_numbers, [np.int64([]), [3], [1, 2], np.uint8([1])], [[0.5], [[1]], 1, ["a"], [True]]),
-    (lambda names: checks.label_names(names, 2), [("a", "b"), ["a", 3], {"a": 0, "b": 1}], ["ab", b"ab", 2, ["a"]]),
+    (
+        lambda names: checks.label_names(names, 2),
+        [("a", "b"), ["a", 3], {"a": 0, "b": 1}],
+        ["ab", b"ab", 2, ["a"], iter(("a", "b"))],
+    ),
+    (lambda axis: checks.label_count((2, 3), axis), [-2, -1, 0, 1], [-3, 2]),
     (lambda weight: checks.quanta_per_unit(weight, True), [1.0, 2.0**64, 2.0**-64], [None]),
     (lambda weight: checks.quanta_per_unit(weight, False), [None, 1.0, 2.0**24], [2.0**25, 2.0**24 + 1]),
 ]
@@ -491,3 +508,12 @@ def test_what_is_taken_is_kept():
     assert checks.label_names(["a", 3], 2) == ("a", "3")
     assert checks.quanta_per_unit(None, False) == checks.quanta_per_unit(0.7, True) == 2.0**24
     assert checks.quanta_per_unit(2.0**24, False) == 1.0
+
+
+def test_the_remedy_is_for_the_report_that_was_asked_for():
+    with pytest.raises(OptionError, match="give one for each label$"):
+        checks.label_names(["a"], 2)
+    with pytest.raises(OptionError, match="per_label=True, or leave them out"):
+        checks.label_names(["a"], 0)
+    with pytest.raises(OptionError, match="difference compares with other predictions"):
+        mean.state(X, Y, sums=("difference",))
