@@ -133,7 +133,8 @@ class _Call:
     def wait(self) -> None:
         """Wait for the helpers that have begun. The others will find that the call has ended."""
         begun = [place for place in self.ended if self.joined.setdefault(place, False)]
-        while any(self.ended[place] is _RUNNING for place in begun):
+        # A list and no generator: an interrupt that arrives while a generator is thrown away is lost.
+        while [place for place in begun if self.ended[place] is _RUNNING]:
             if os.getpid() != self.process:
                 raise DeviceError(
                     "a signal's handler forked this process in the middle of a call, whose other threads stayed in the "
