@@ -141,10 +141,20 @@ def _set(variables: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-@lru_cache(maxsize=2)
+_processes: dict[str, ProcessPoolExecutor] = {}
+
+
 def _process(name: str) -> ProcessPoolExecutor:
     """A process of that name; it keeps the environment of its first task."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    if name not in _processes:
+        _processes[name] = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    return _processes[name]
+
+
+def end_processes() -> None:
+    """Without this they outlive a worker of pytest-xdist, which ends without Python's own cleaning up."""
+    while _processes:
+        _processes.popitem()[1].shutdown()
 
 
 def simulator(case: Case, plan: Plan = SMALL_PLAN) -> Results:

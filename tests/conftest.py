@@ -2,6 +2,8 @@
 
 Tests marked ``exhaustive`` are left out unless -m asks for them by name, as ci/exhaustive does."""
 
+import sys
+
 import pytest
 
 from gpubce.backends.devices import find_gpus
@@ -52,3 +54,8 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and item.config.getoption("--require-gpu") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped under --require-gpu: {report.longrepr}"
+
+
+def pytest_sessionfinish(session):
+    if backends := sys.modules.get("tests.backends"):
+        backends.end_processes()
