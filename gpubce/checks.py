@@ -432,7 +432,7 @@ def first_invalid(
     start: int,
     count: int,
     compute: str,
-    signed: bool = False,
+    signed: bool,
 ) -> InvalidValueError | None:
     """The error for the first invalid element, with its place and value; None if there is none.
 

@@ -274,13 +274,12 @@ class Session:
 
     def bring(self, buffer: Buffer) -> Buffer:
         """An array of the call where the call runs."""
-        if not self.moved:
-            return buffer
-        from gpubce.arrays import numba as device_memory
+        if self.moved:
+            from gpubce.arrays import numba as device_memory
 
-        there = device_memory.to_device(buffer)
-        self._kept_alive.append(there)
-        return there
+            buffer = device_memory.to_device(buffer)
+        self._kept_alive.append(buffer)  # Its memory may be a copy that nobody else holds.
+        return buffer
 
     # Memory ---------------------------------------------------------------------------------------------------------
 

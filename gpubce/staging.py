@@ -41,7 +41,7 @@ class _Slot:
 
     def _send(self, name: str, array: np.ndarray) -> Any:
         rows = len(array)
-        if name not in self.held or len(self.held[name][0]) < rows:  # The first batch, as later ones are no longer.
+        if name not in self.held or len(self.held[name][0]) < rows:  # The first batch is the longest.
             pages = cuda.pinned_array(array.shape, array.dtype)
             self.held[name] = pages, cuda.device_array(array.shape, array.dtype)
         here, there = self.held[name]
