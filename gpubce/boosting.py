@@ -63,13 +63,17 @@ class Objective:
         return labels, weight
 
     def derivatives(self, scores: Any, labels: Any, weight: Any = None) -> tuple[Any, Any]:
-        """The gradient and hessian of each row's loss, of the shape and type of the scores."""
+        """The gradient and hessian of each row's loss, of the shape and type of the scores.
+
+        ``scores`` are logits of float32 or float64, shape (rows,) or (rows, targets), NumPy or CuPy; ``labels`` as many
+        numbers in [0, 1], ``weight`` one number a row. Raises the errors of :class:`gpubce.BinaryCrossEntropy`.
+        """
         labels, weight = self._prepared(scores, labels, weight)
         gradient, hessian = self.loss.grad_and_hess(scores, labels, weight=weight)
         return gradient, hessian.clip(self.least_hessian, None, out=hessian)
 
     def value(self, scores: Any, labels: Any, weight: Any = None) -> float:
-        """The mean loss in nats, by weights."""
+        """The mean loss in nats, by weights; arguments and errors as for :meth:`derivatives`."""
         labels, weight = self._prepared(scores, labels, weight)
         return float(self.loss(scores, labels, weight=weight))
 

@@ -36,7 +36,15 @@ class Objective(_Objective):
 
 class Metric(_Objective):
     """The ``feval`` of ``lightgbm.train``, beside an :class:`Objective` with the same options; and the ``eval_metric``
-    of the scikit-learn classes."""
+    of the scikit-learn classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpubce.adapters.lightgbm import Metric
+    >>> Metric()(np.array([0, 1]), np.array([0.0, 0.0]))     # y_true, y_pred
+    ('logloss', 0.6931471805599453, False)
+    """
 
     def __call__(self, first: Any, second: Any, weight: Any = None) -> tuple[str, float, bool]:
         """("logloss", value, whether higher is better) of the same arguments."""

@@ -4,6 +4,10 @@ The classes and functions have the signatures of ``torch.nn``, ``torch.nn.functi
 else :class:`gpubce.BinaryCrossEntropy` knows may be given by keyword. They are operators of PyTorch's own
 (``torch.ops.gpubce``), so autograd, ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` see one
 node each. Backward keeps the inputs and nothing else, and never waits for a device.
+
+Inputs are tensors of float16, bfloat16, float32 or float64, of any shape, on the CPU or a CUDA device; targets have the
+same shape, in [0, 1], and any type; ``weight`` and ``pos_weight`` broadcast to them. Losses are in nats, of the shape
+and type of the input for reduction "none", else one float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -329,6 +333,10 @@ def binary_cross_entropy(
     invalid element gives NaN and not a failed assertion, after which a process cannot use the GPU any more. A reduced
     value is float32 (float64 for float64). Where p = y the gradient is the limit, +-1, where PyTorch has 0.
 
+    Raises
+    ------
+    gpubce.errors.ShapeError, DtypeError, ArrayError, InvalidValueError, OptionError
+
     Examples
     --------
     >>> import torch
@@ -355,6 +363,7 @@ def binary_cross_entropy_with_logits(
 
     ``options`` are those of :class:`gpubce.BinaryCrossEntropy`: ``label_smoothing``, ``ignore_index``, ``gamma`` and so
     on. Differs from PyTorch's where that fails: infinite logits, targets of bool and integers, targets outside [0, 1].
+    Raises what :func:`binary_cross_entropy` raises.
 
     Examples
     --------
@@ -373,7 +382,7 @@ def sigmoid_focal_loss(
     inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none", **options: Any
 ) -> Tensor:
     """``torchvision.ops.sigmoid_focal_loss``: the focal loss of logits (Lin et al. 2017, eq. 5). A negative ``alpha``
-    leaves the classes unbalanced.
+    leaves the classes unbalanced. Raises what :func:`binary_cross_entropy` raises.
 
     Examples
     --------
@@ -387,7 +396,15 @@ def sigmoid_focal_loss(
 
 
 class BCELoss(_WeightedLoss):
-    """``torch.nn.BCELoss``; see :func:`binary_cross_entropy`."""
+    """``torch.nn.BCELoss``; see :func:`binary_cross_entropy`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gpubce.adapters.torch import BCELoss
+    >>> BCELoss(reduction="sum")(torch.tensor([0.9, 0.2]), torch.tensor([1, 0]))
+    tensor(0.3285)
+    """
 
     def __init__(
         self,

@@ -36,7 +36,15 @@ class Objective(_Objective):
 
 class Metric(_Objective):
     """The ``custom_metric`` of ``xgboost.train``, beside an :class:`Objective` with the same options; and the
-    ``eval_metric`` of the scikit-learn classes."""
+    ``eval_metric`` of the scikit-learn classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpubce.adapters.xgboost import Metric
+    >>> Metric()(np.array([0, 1]), np.array([0.0, 0.0]))     # y_true, y_pred
+    0.6931471805599453
+    """
 
     __name__ = "logloss"
 
