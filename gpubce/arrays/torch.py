@@ -64,12 +64,11 @@ def _torch_device(like: Buffer) -> "torch.device":
 
 def empty(shape: Sequence[int], storage: str, like: Buffer) -> "torch.Tensor":
     """A new tensor on the device of ``like``."""
-    try:
-        return torch.empty(tuple(shape), dtype=_DTYPE[storage], device=_torch_device(like))
-    except RuntimeError as error:
-        if like.device.kind != "cpu":  # There, PyTorch's own error says more.
-            raise
-        raise MemoryError(first_line(error)) from None
+    dtype = _DTYPE[storage]
+    if like.device.kind != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=_torch_device(like))
+    # NumPy asks Linux for pages of 2 MiB and PyTorch does not: loss and gradient of 2^24 float32 take 16 and not 32 ms.
+    return torch.from_numpy(np.empty(tuple(shape), f"i{dtype.itemsize}")).view(dtype)
 
 
 def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> "torch.Tensor":
