@@ -7,7 +7,6 @@ Results are compared before they are timed. All rows use the same number of thre
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -97,13 +96,7 @@ def main() -> None:
     print(f"{arguments.elements:,} float32 logits and targets, {thread_count()} threads, torch {torch.__version__}")
     print(measure.table(rows))
     if arguments.output:
-        results = {
-            "date": date.today().isoformat(),
-            "elements": arguments.elements,
-            "threads": thread_count(),
-            "machine": measure.machine(),
-            "seconds": times,
-        }
+        results = {"elements": arguments.elements, "threads": thread_count(), "seconds": times}
         measure.write(results, arguments.output / "cpu.json")
 
 

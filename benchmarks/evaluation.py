@@ -6,7 +6,6 @@ Results are compared before they are timed.
 """
 
 import argparse
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +77,7 @@ def main() -> None:
     print(f"{arguments.elements:,} float32 logits and uint8 targets, {thread_count()} threads")
     print(measure.table(rows))
     if arguments.output:
-        results = {
-            "date": date.today().isoformat(),
-            "elements": arguments.elements,
-            "threads": thread_count(),
-            "machine": measure.machine(),
-            "seconds": times | {"scikit-learn": slow},
-        }
+        results = {"elements": arguments.elements, "threads": thread_count(), "seconds": times | {"scikit-learn": slow}}
         measure.write(results, arguments.output / "evaluation.json")
 
 

@@ -12,7 +12,6 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +87,9 @@ def main() -> None:
     print(measure.table(rows))
     if arguments.output:
         results = {
-            "date": date.today().isoformat(),
             "rows": arguments.rows,
             "device": arguments.device,
             "threads": thread_count(),
-            "machine": measure.machine(),
             "seconds": times,
         }
         measure.write(results, arguments.output / f"files-{arguments.device}.json")

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 def write(results: dict[str, Any], path: Path) -> None:
-    """The results as JSON."""
+    """The results as JSON, with the day and the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    document = {"date": date.today().isoformat(), "machine": machine(), **results}
+    path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"wrote {path}", file=sys.stderr)
