@@ -133,6 +133,17 @@ def listed(name: str, array: Any) -> Any:
         raise OptionError(f"{name} is an array whose values cannot be read: {first_line(error)}") from None
 
 
+def clip_bounds(value: Any) -> float | tuple[float, float]:
+    """How far probabilities are kept from 0 and 1: one number, or one for each end, where two are not the same."""
+    if not isinstance(value, tuple | list):
+        return number("eps", value, math.ulp(0.0), 0.5, "above 0 and below 0.5", open_high=True)
+    if len(value) != 2:
+        raise OptionError(f"eps has {len(value)} values: it is one number, or the pair (low, high) for [low, 1 - high]")
+    low = number("eps[0]", value[0], math.ulp(0.0), 0.5, "above 0 and below 0.5", open_high=True)
+    high = number("eps[1]", value[1], 0.0, 0.5, "at least 0 and below 0.5", open_high=True)
+    return low if low == high else (low, high)
+
+
 def label_vector(name: str, value: Any) -> float | tuple[float, ...] | None:
     """None, one number, or one number for each label."""
     if value is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gpubce import checks, dispatch
+from gpubce.conventions import explain, options_like
 from gpubce.errors import OptionError
 from gpubce.spec.recipe import LOGIT, PROBABILITY
 from gpubce.spec.state import LossState
@@ -78,9 +79,10 @@ class BinaryCrossEntropy:
         Logarithms are not below this; None is exact. Unset, it is -100 for probabilities without ``eps`` (PyTorch)
         and None otherwise. With a floor, 1/p and 1/(1 - p) in derivatives are at most 1e12 (PyTorch's limit), and
         derivatives along logits are those of the loss without the floor.
-    eps : float in (0, 0.5), optional
+    eps : float in (0, 0.5) or a pair, optional
         Probabilities only: clip p to [eps, 1 - eps] first; derivatives are 0 outside. Not together with
-        ``log_floor``. The bounds are exact in every type: where 1 - eps rounds to 1, log(1 - p) is still log(eps).
+        ``log_floor``. The bounds are exact in every type: where 1 - eps rounds to 1, log(1 - p) is still log(eps). A
+        pair (low, high) clips to [low, 1 - high], for libraries whose 1 - eps is rounded; high may be 0.
     base : float > 1, optional
         The unit of values and derivatives: None is nats, 2 is bits.
     dtype : floating-point type, optional
@@ -133,7 +135,7 @@ class BinaryCrossEntropy:
     alpha: float | None = None
     ignore_index: float | int | None = None
     log_floor: float | Unset | None = UNSET
-    eps: float | None = None
+    eps: float | tuple[float, float] | None = None
     base: float | None = None
     dtype: Any = None
 
@@ -173,7 +175,7 @@ class BinaryCrossEntropy:
                 raise OptionError("eps clips probabilities, but from_logits=True: leave eps out")
             if not isinstance(self.log_floor, Unset):
                 raise OptionError("eps and log_floor both limit the loss: give one of them")
-            keep("eps", checks.number("eps", self.eps, math.ulp(0.0), 0.5, "above 0 and below 0.5", open_high=True))
+            keep("eps", checks.clip_bounds(self.eps))
         if self.log_floor is not None and not isinstance(self.log_floor, Unset):
             rule = "finite and negative, or None for exact logarithms"
             keep("log_floor", checks.number("log_floor", self.log_floor, -math.inf, -math.ulp(0.0), rule))
@@ -354,6 +356,70 @@ class BinaryCrossEntropy:
             raise OptionError(f"finish takes a LossState, not {type(state).__name__}")
         return dispatch.finish(self._formula, self._reduction, state)
 
+    # Whose number it is -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def like(cls, library: str, *, predictions: Any = "float64", **options: Any) -> BinaryCrossEntropy:
+        """The options that give another library's number: its limits, its denominator and its unit.
+
+        Parameters
+        ----------
+        library : {"torch", "keras", "sklearn", "xgboost", "torcheval", "cuml"}
+            "xgboost" is its metric logloss, of the probabilities it predicts; "torcheval" the cross-entropy that its
+            normalized entropy divides. Weights are per element, so those of samples with several labels have shape
+            (n, 1).
+        predictions : floating-point type
+            The type of the predictions: "sklearn" and "cuml" clip by it. Keras converts to float32 in any case.
+        **options
+            Others of this class. ``reduction`` "none" of "keras" is the mean over the last axis, as there.
+
+        Raises
+        ------
+        gpubce.errors.OptionError
+            For an unknown library, an option that it decides, and logits where it takes none.
+
+        Notes
+        -----
+        Derivatives are those of this package's formula: beside probabilities of exactly 0 and 1, PyTorch has 0 where
+        they are right.
+
+        Examples
+        --------
+        >>> import numpy as np, gpubce
+        >>> p, y = np.array([0.0, 0.5]), np.array([1, 1])
+        >>> for library in ("torch", "keras", "sklearn", "xgboost", "cuml"):
+        ...     print(library, round(float(gpubce.BinaryCrossEntropy.like(library)(p, y)), 4))
+        torch 50.3466
+        keras 8.4056
+        sklearn 18.3684
+        xgboost 18.7673
+        cuml 17.616
+        """
+        _refuse_unknown(options)
+        return cls(**options_like(library, predictions, options))
+
+    def explain(self) -> str:
+        """What the number is, in words: which mean, which limits, which unit, and which libraries agree.
+
+        Examples
+        --------
+        >>> import gpubce
+        >>> print(gpubce.BinaryCrossEntropy.like("sklearn").explain())
+        Binary cross-entropy of probabilities, in nats.
+        The mean over all elements: their sum divided by the sum of the weights (weight and label_weight, not the
+        factors of the classes).
+        Probabilities are first clipped to [2.22e-16, 1 - 2.22e-16], so a confident miss costs at most 36.04 nats.
+        sklearn.metrics.log_loss averages and limits in this way.
+        """
+        return explain(self, self._floor)
+
+    @property
+    def _floor(self) -> float | None:
+        """The limit of logarithms; None for none."""
+        if isinstance(self.log_floor, Unset):
+            return None if self.from_logits or self.eps is not None else DEFAULT_LOG_FLOOR
+        return self.log_floor
+
     # What the options mean to a kernel --------------------------------------------------------------------------------
 
     @dispatch.made_once
@@ -375,16 +441,17 @@ class BinaryCrossEntropy:
             # The hessian at p = 0, y = 0 along probabilities is that of p^(gamma + 1).
             corner = 2.0 if self.gamma == 1.0 else (0.0 if self.gamma > 1.0 else math.inf)
             parameters |= {"gamma": self.gamma, "focal_corner": 0.0 if self.from_logits else corner}
-        floor = self.log_floor
-        if isinstance(floor, Unset):
-            floor = None if self.from_logits or self.eps is not None else DEFAULT_LOG_FLOOR
-        if floor is not None:
-            parameters |= {"log_cap": -floor, "reciprocal_cap": RECIPROCAL_CAP}
+        if self._floor is not None:
+            parameters |= {"log_cap": -self._floor, "reciprocal_cap": RECIPROCAL_CAP}
         if self.eps is not None:
+            low, high = self.eps if isinstance(self.eps, tuple) else (self.eps, self.eps)
             parameters |= {
-                "clip": self.eps,
-                "clip_log": -math.log(self.eps),
-                "clip_log_rest": -math.log1p(-self.eps),
+                "clip_low": low,
+                "clip_low_log": -math.log(low),
+                "clip_low_rest": -math.log1p(-low),
+                "clip_high": high,
+                "clip_high_log": -math.log(high) if high else 0.0,  # No 1 - p is below 0.
+                "clip_high_rest": -math.log1p(-high),
             }
         label_weight = self.label_weight
         return dispatch.Formula(
@@ -467,10 +534,14 @@ def binary_cross_entropy_with_logits(
 
 def _from_options(from_logits: bool, options: dict[str, Any]) -> BinaryCrossEntropy:
     """The object for the options of a function; an unknown one is named."""
-    known = {field.name for field in fields(BinaryCrossEntropy)} - {"from_logits"}
+    if "from_logits" in options:
+        raise OptionError("from_logits is fixed by the function's name: leave it out, or use the other function")
+    _refuse_unknown(options)
+    return BinaryCrossEntropy(from_logits=from_logits, **options)
+
+
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    known = {field.name for field in fields(BinaryCrossEntropy)}
     for name in options:
-        if name == "from_logits":
-            raise OptionError("from_logits is fixed by the function's name: leave it out, or use the other function")
         if name not in known:
             raise OptionError(f"{name!r} is not an option: there are {', '.join(sorted(known))}")
-    return BinaryCrossEntropy(from_logits=from_logits, **options)

@@ -69,3 +69,7 @@ TRAINING = {"float64": 1e-9, "float32": 1e-4}
 BOOSTED = 1e-5
 """Probabilities after 100 rounds with our objective and the library's own, whose float32 derivatives are rounded
 apart."""
+
+CONVENTION = {"float64": 1e-12, "float32": 1e-6}
+"""The number of another library beside ours with its convention, in means of at least 1 nat: it forms 1 - p and adds
+in the type itself."""

@@ -224,7 +224,8 @@ def element(recipe: Recipe):
     K_ALPHA_POSITIVE, K_ALPHA_NEGATIVE = at["alpha_positive"], at["alpha_negative"]
     K_GAMMA, K_CORNER = at["gamma"], at["focal_corner"]
     K_LOG_CAP, K_RECIPROCAL_CAP = at["log_cap"], at["reciprocal_cap"]
-    K_CLIP, K_CLIP_LOG, K_CLIP_LOG_REST = at["clip"], at["clip_log"], at["clip_log_rest"]
+    K_LOW, K_LOW_LOG, K_LOW_REST = at["clip_low"], at["clip_low_log"], at["clip_low_rest"]
+    K_HIGH, K_HIGH_LOG, K_HIGH_REST = at["clip_high"], at["clip_high_log"], at["clip_high_rest"]
     K_UNIT, K_SCALE, K_QUANTA = at["unit"], at["scale"], at["quanta"]
     collect = collector(recipe.sums)
     BASELINE = recipe.baseline is not None
@@ -314,13 +315,12 @@ def element(recipe: Recipe):
             focal_p, focal_slope, focal_bend = z, ONE, ZERO
             if CLIP:
                 # The branches are clipped and not p: 1 - eps may round to 1, and then -log(1 - p) would be infinite.
-                low, high = z < parameters[K_CLIP], q < parameters[K_CLIP]
+                low, high = z < parameters[K_LOW], q < parameters[K_HIGH]
                 inside = (low | high) == False  # noqa: E712  (`not` branches)
-                small, large = parameters[K_CLIP_LOG_REST], parameters[K_CLIP_LOG]
-                minus_log_p = select(low, large, select(high, small, minus_log_p))
-                minus_log_q = select(low, small, select(high, large, minus_log_q))
-                focal_p = select(low, parameters[K_CLIP], select(high, ONE - parameters[K_CLIP], z))
-                q = select(low, ONE - parameters[K_CLIP], select(high, parameters[K_CLIP], q))
+                minus_log_p = select(low, parameters[K_LOW_LOG], select(high, parameters[K_HIGH_REST], minus_log_p))
+                minus_log_q = select(low, parameters[K_LOW_REST], select(high, parameters[K_HIGH_LOG], minus_log_q))
+                focal_p = select(low, parameters[K_LOW], select(high, ONE - parameters[K_HIGH], z))
+                q = select(low, ONE - parameters[K_LOW], select(high, parameters[K_HIGH], q))
 
         loss = term(a, minus_log_p) + term(b, minus_log_q)
         gradient = term(b, slope_q) - term(a, slope_p)
