@@ -357,10 +357,13 @@ def largest_weight(value: Any) -> float | None:
 
 def window_length(value: Any) -> int | None:
     """None, or how many updates a window holds."""
-    if value is None:
-        return None
+    return None if value is None else number_of("window", value, "updates")
+
+
+def number_of(name: str, value: Any, things: str) -> int:
+    """How many of something; at least one."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**31:
-        raise OptionError(f"window={shown(value)} is not a number of updates: give an integer from 1 on")
+        raise OptionError(f"{name}={shown(value)} is not a number of {things}: give an integer from 1 on")
     return int(value)
 
 

@@ -654,14 +654,22 @@ def derivatives(
     return tuple(session.hand_over(arrays[name], out) for name, out in wanted.items())
 
 
-def state(formula: Formula, reduction: Reduction, arguments: Arguments, collection: Collection) -> LossState:
-    """The unfinished sums that the reduction needs, the count, the invalid count, and what the collection asks for."""
+def state(
+    formula: Formula, reduction: Reduction, arguments: Arguments, collection: Collection, grad_out: Any = None
+) -> LossState:
+    """The unfinished sums that the reduction needs, the count, the invalid count, and what the collection asks for.
+    Each element's own gradient is written to ``grad_out``, in the same pass."""
     session = Session(formula, arguments)
     reduced = _reduced_axes(session, reduction)
     names = state_names(reduction, collection.sums)
     with session.engine() as engine:
-        values, _ = session.run(engine, names, reduced, collection=collection)
+        outputs = {}
+        if grad_out is not None:
+            outputs["gradient"] = session.result(session.shape, session.storage, grad_out, "grad_out")[1]
+            session.judge_first(engine)
+        values, _ = session.run(engine, names, reduced, outputs, collection=collection)
         session.refuse_invalid(engine, names, values)
+    session.bring_back()
     histogram = session.histogram
     if session.moved:
         values = session.memory.to_host(values)

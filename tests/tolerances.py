@@ -73,3 +73,7 @@ apart."""
 CONVENTION = {"float64": 1e-12, "float32": 1e-6}
 """The number of another library beside ours with its convention, in means of at least 1 nat: it forms 1 - p and adds
 in the type itself."""
+
+LINEAR = {"float64": 1e-12}
+"""The loss of a linear layer in chunks and in one piece, relative and absolute: a product of matrices adds in an order
+of its own, and gradients are sums of a dozen terms of up to 10."""

@@ -24,6 +24,7 @@ from torch.nn.modules.loss import _WeightedLoss
 
 from gpubce import dispatch
 from gpubce.errors import OptionError
+from gpubce.linear import CHUNK, LAYER, LinearBinaryCrossEntropy
 from gpubce.loss import BinaryCrossEntropy
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "linear_binary_cross_entropy",
     "sigmoid_focal_loss",
 ]
 
@@ -393,6 +395,56 @@ def sigmoid_focal_loss(
     """
     options = {"from_logits": True, "reduction": reduction, "gamma": gamma, **options}
     return _call(inputs, targets, None, None, options | ({"alpha": alpha} if alpha >= 0 else {}))
+
+
+class _Linear(torch.autograd.Function):
+    """The loss of a linear layer; backward makes the logits once more."""
+
+    @staticmethod
+    def forward(ctx, loss, targets, row_weight, features, weight, bias):
+        ctx.save_for_backward(features, weight, bias)
+        ctx.given = loss, targets, row_weight
+        return loss(features, weight, bias, targets, row_weight=row_weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        loss, targets, row_weight = ctx.given
+        of = [name for name, needed in zip(LAYER, ctx.needs_input_grad[3:], strict=True) if needed]
+        how = {"row_weight": row_weight, "grad_scale": grad, "of": of, "check": False}  # The loss has checked them.
+        return None, None, None, *loss.value_and_grad(*ctx.saved_tensors, targets, **how)[1]
+
+
+@torch.compiler.disable
+def linear_binary_cross_entropy(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Any,
+    *,
+    row_weight: Tensor | None = None,
+    chunk: int = CHUNK,
+    **options: Any,
+) -> Tensor:
+    """The loss of ``torch.nn.Linear`` with many labels, whose logits are never stored whole: see
+    :class:`gpubce.LinearBinaryCrossEntropy` for the arguments and errors.
+
+    Forward keeps the inputs; backward makes each chunk of logits once more. Gradients are those of features, weight and
+    bias. ``torch.compile`` leaves this call to Python.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gpubce.adapters.torch import linear_binary_cross_entropy
+    >>> layer = torch.nn.Linear(4, 1000)
+    >>> positives = torch.tensor([0, 1, 1]), torch.tensor([7, 12, 900])      # rows and labels
+    >>> loss = linear_binary_cross_entropy(torch.randn(2, 4), layer.weight, layer.bias, positives, denominator="rows")
+    >>> loss.backward()
+    >>> layer.weight.grad.shape
+    torch.Size([1000, 4])
+    """
+    loss = LinearBinaryCrossEntropy(chunk=chunk, **options)
+    return _Linear.apply(loss, targets, row_weight, features, weight, bias)
 
 
 class BCELoss(_WeightedLoss):
