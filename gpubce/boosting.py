@@ -9,7 +9,7 @@ import numpy as np
 
 from gpubce import checks
 from gpubce.errors import OptionError
-from gpubce.loss import BinaryCrossEntropy
+from gpubce.loss import from_options
 
 FIXED = ("from_logits", "reduction", "denominator", "axis", "eps", "log_floor", "base", "dtype")
 """Options that make no sense here: scores are logits, and every row has its own derivatives."""
@@ -41,7 +41,7 @@ class Objective:
         for name in options:
             if name in FIXED:
                 raise OptionError(f"{name} has no meaning for boosting, whose scores are logits: leave it out")
-        self.loss = BinaryCrossEntropy(from_logits=True, denominator="weights", **options)
+        self.loss = from_options({"from_logits": True, "denominator": "weights", **options})
         positive = math.ulp(0.0), math.inf, "finite and positive"
         self.scale_pos_weight = checks.number("scale_pos_weight", scale_pos_weight, *positive)
         self.least_hessian = checks.number("least_hessian", least_hessian, 0.0, math.inf, "finite and not negative")

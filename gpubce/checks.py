@@ -189,18 +189,16 @@ def result_type(value: Any) -> str | None:
 # Arrays -------------------------------------------------------------------------------------------------------------
 
 
-def prediction_type(name: str, buffer: Buffer) -> str:
+def prediction_type(name: str, storage: str) -> str:
     """Predictions are floating-point."""
-    if buffer.storage not in PRECISIONS:
-        raise DtypeError(
-            f"{name} has type {buffer.storage}, but must be one of {', '.join(PRECISIONS)}: convert it first"
-        )
-    return buffer.storage
+    if storage not in PRECISIONS:
+        raise DtypeError(f"{name} has type {storage}, but must be one of {', '.join(PRECISIONS)}: convert it first")
+    return storage
 
 
 def baseline_type(name: str, storage: str, buffer: Buffer) -> str:
     """A baseline is computed as the predictions are."""
-    prediction_type("baseline", buffer)
+    prediction_type("baseline", buffer.storage)
     if PRECISIONS[buffer.storage].compute != PRECISIONS[storage].compute:
         raise DtypeError(f"baseline has type {buffer.storage}, {name} {storage}: convert one of them")
     return buffer.storage
@@ -266,18 +264,20 @@ def same_shape(name: str, shape: tuple[int, ...], other: str, other_shape: tuple
 
 def broadcast_strides(name: str, buffer: Buffer, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of an array over a shape to which it broadcasts by NumPy's rules."""
-    missing = len(shape) - len(buffer.shape)
-    fits = missing >= 0 and all(
-        length in (1, wanted) for length, wanted in zip(buffer.shape, shape[missing:], strict=False)
-    )
-    if not fits:
-        raise ShapeError(
-            f"{name} has shape {buffer.shape}, which does not broadcast to the predictions' shape {shape}: "
-            "it needs the same trailing lengths, or 1"
-        )
-    return (0,) * missing + tuple(
+    return (0,) * missing_axes(name, buffer.shape, shape) + tuple(
         0 if length == 1 else stride for length, stride in zip(buffer.shape, buffer.strides, strict=True)
     )
+
+
+def missing_axes(name: str, own: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """How many axes an array lacks that broadcasts to a shape by NumPy's rules."""
+    missing = len(shape) - len(own)
+    if missing < 0 or any(length not in (1, wanted) for length, wanted in zip(own, shape[missing:], strict=True)):
+        raise ShapeError(
+            f"{name} has shape {own}, which does not broadcast to the predictions' shape {shape}: "
+            "it needs the same trailing lengths, or 1"
+        )
+    return missing
 
 
 def label_count(shape: tuple[int, ...], label_axis: int) -> int:

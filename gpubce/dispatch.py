@@ -192,7 +192,7 @@ class Session:
         self.library: Library = library_of(arguments.predictions, self.name)
         self.given: dict[str, Buffer] = {"prediction": _buffer(self.library, arguments.predictions, self.name)}
         self.predictions = self.given["prediction"]
-        self.storage = checks.prediction_type(self.name, self.predictions)
+        self.storage = checks.prediction_type(self.name, self.predictions.storage)
         self.shape = self.predictions.shape
         self.on_host = self.predictions.device.kind == "cpu"
         self._add("target", "targets", arguments.targets)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from gpubce import checks, dispatch
 from gpubce.arrays.registry import library_of
 from gpubce.errors import ArrayError, DtypeError, InvalidValueError, OptionError, ShapeError
-from gpubce.loss import BinaryCrossEntropy
+from gpubce.loss import BinaryCrossEntropy, from_options
 from gpubce.spec.precision import PRECISIONS
 from gpubce.spec.state import LossState
 
@@ -75,9 +75,7 @@ class LinearBinaryCrossEntropy:
         for name in options:
             if name in FIXED:
                 raise OptionError(f"{name} has no meaning for a linear layer, whose logits are reduced: leave it out")
-            if name not in {field.name for field in fields(BinaryCrossEntropy)}:
-                raise OptionError(f"{name!r} is not an option of BinaryCrossEntropy")
-        self.loss = BinaryCrossEntropy(from_logits=True, **options)
+        self.loss = from_options({"from_logits": True, **options})
         if self.loss.reduction == "none":
             raise OptionError("reduction='none' would store all logits' losses: use 'mean' or 'sum'")
         self.chunk = checks.number_of("chunk", chunk, "logits")
@@ -365,7 +363,7 @@ class _Layer:
                 checks.same_library("features", name, role, library.NAME)
                 buffers[role] = library.buffer(array)
                 checks.same_device("features", buffers["features"], role, buffers[role])
-        storage = checks.prediction_type("features", buffers["features"])
+        storage = checks.prediction_type("features", buffers["features"].storage)
         if storage == "bfloat16" and name == "NumPy":
             raise DtypeError("features has type bfloat16, whose products NumPy does not make: use PyTorch or float32")
         for role in ("weight", "bias"):

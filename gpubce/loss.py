@@ -395,8 +395,7 @@ class BinaryCrossEntropy:
         xgboost 18.7673
         cuml 17.616
         """
-        _refuse_unknown(options)
-        return cls(**options_like(library, predictions, options))
+        return from_options(options_like(library, predictions, options))
 
     def explain(self) -> str:
         """What the number is, in words: which mean, which limits, which unit, and which libraries agree.
@@ -501,7 +500,7 @@ def binary_cross_entropy(
     >>> print(gpubce.binary_cross_entropy(np.array([0.5, 0.25]), np.array([1, 0]), base=2))
     0.7075187496394219
     """
-    loss = _from_options(False, options)
+    loss = _of_function(False, options)
     return loss(probabilities, targets, weight=weight, mask=mask, out=out, device=device, stream=stream, check=check)
 
 
@@ -528,20 +527,21 @@ def binary_cross_entropy_with_logits(
     >>> print(gpubce.binary_cross_entropy_with_logits(logits, np.array([1, 0, 1]), reduction="none"))
     [0.         0.         0.69314718]
     """
-    loss = _from_options(True, options)
+    loss = _of_function(True, options)
     return loss(logits, targets, weight=weight, mask=mask, out=out, device=device, stream=stream, check=check)
 
 
-def _from_options(from_logits: bool, options: dict[str, Any]) -> BinaryCrossEntropy:
+def _of_function(from_logits: bool, options: dict[str, Any]) -> BinaryCrossEntropy:
     """The object for the options of a function; an unknown one is named."""
     if "from_logits" in options:
         raise OptionError("from_logits is fixed by the function's name: leave it out, or use the other function")
-    _refuse_unknown(options)
-    return BinaryCrossEntropy(from_logits=from_logits, **options)
+    return from_options({"from_logits": from_logits, **options})
 
 
-def _refuse_unknown(options: dict[str, Any]) -> None:
+def from_options(options: dict[str, Any]) -> BinaryCrossEntropy:
+    """The object for options that come by keyword. Raises OptionError for one that there is not."""
     known = {field.name for field in fields(BinaryCrossEntropy)}
     for name in options:
         if name not in known:
             raise OptionError(f"{name!r} is not an option: there are {', '.join(sorted(known))}")
+    return BinaryCrossEntropy(**options)

@@ -14,7 +14,7 @@ import numpy as np
 from gpubce import checks
 from gpubce.arrays.registry import library_of
 from gpubce.errors import InvalidValueError, MissingDependencyError, OptionError, ShapeError
-from gpubce.loss import BinaryCrossEntropy
+from gpubce.loss import BinaryCrossEntropy, from_options
 
 __all__ = ["log_loss", "scorer"]
 
@@ -102,7 +102,7 @@ def log_loss(
     options = {"dtype": "float64", **options}
     options |= {"reduction": "mean" if normalize else "sum", "axis": 0 if per_label else None}
     if {"eps", "log_floor"} & {*options}:
-        loss = BinaryCrossEntropy(**options, denominator="weights" if normalize else "elements")
+        loss = from_options(options | {"denominator": "weights" if normalize else "elements"})
     else:
         loss = BinaryCrossEntropy.like("sklearn", predictions=_type_of(predictions), **options)
     if weight is not None and per_label:
@@ -142,7 +142,7 @@ def _array(given: Any) -> Any:
 
 def _type_of(predictions: Any) -> str:
     """The name of their type. Raises DtypeError where they are no floating-point numbers."""
-    return checks.prediction_type("y_proba", library_of(predictions, "y_proba").buffer(predictions))
+    return checks.prediction_type("y_proba", library_of(predictions, "y_proba").buffer(predictions).storage)
 
 
 def _predictions(given: Any) -> Any:

@@ -25,7 +25,7 @@ from torch.nn.modules.loss import _WeightedLoss
 from gpubce import dispatch
 from gpubce.errors import OptionError
 from gpubce.linear import CHUNK, LAYER, LinearBinaryCrossEntropy
-from gpubce.loss import BinaryCrossEntropy
+from gpubce.loss import BinaryCrossEntropy, from_options
 
 __all__ = [
     "BCELoss",
@@ -47,7 +47,7 @@ def _parsed(options: str) -> BinaryCrossEntropy:
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(options).items()
     }
-    return BinaryCrossEntropy(**given)
+    return from_options(given)
 
 
 @torch.compiler.assume_constant_result
@@ -467,7 +467,7 @@ class BCELoss(_WeightedLoss):
         **options: Any,
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction)
-        BinaryCrossEntropy(reduction=self.reduction, **options)  # Raises if they have no meaning.
+        from_options({"reduction": self.reduction, **options})  # Raises if they have no meaning.
         self.options = options
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -501,7 +501,7 @@ class BCEWithLogitsLoss(_WeightedLoss):
         **options: Any,
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction)
-        BinaryCrossEntropy(from_logits=True, reduction=self.reduction, **options)
+        from_options({"from_logits": True, "reduction": self.reduction, **options})
         self.register_buffer("pos_weight", pos_weight)
         self.pos_weight: Tensor | None
         self.options = options
