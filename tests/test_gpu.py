@@ -130,6 +130,28 @@ def test_a_stream_given_by_name_is_used(cupy, spin):
     assert value.get() == loss(*host_data())
 
 
+def test_a_cuda_graph_replays_a_trainers_step(cupy):
+    """As docs/trainers.md has it: captured with a pool of its own, replayed with other values."""
+    x, y = on_device("cupy", *host_data())
+    other = x[::-1].copy()
+    loss, scale = BinaryCrossEntropy(from_logits=True), cupy.ones((), cupy.float32)
+    value, gradient = cupy.empty((), cupy.float32), cupy.empty_like(x)
+    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    with stream, cupy.cuda.using_allocator(pool.malloc):
+        step = lambda: loss.value_and_grad(x, y, out=value, grad_out=gradient, grad_scale=scale)  # noqa: E731
+        step()
+        stream.begin_capture()
+        step()
+        graph = stream.end_capture()
+    x[...], scale[...] = other, 1024
+    cupy.cuda.Device().synchronize()
+    graph.launch(stream)
+    stream.synchronize()
+    expected, slopes = loss.value_and_grad(other, y, grad_scale=1024)
+    assert value.get() == expected.get()
+    assert np.array_equal(gradient.get(), slopes.get())
+
+
 def test_invalid_values_leave_the_context_usable(cupy, spin):
     """Promise 7: NaN and a count, an error where it is asked for, and other streams go on."""
     logits, targets = host_data()

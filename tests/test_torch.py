@@ -396,6 +396,25 @@ def test_a_gpu_gives_the_bits_of_the_cpu(reduction):
         assert torch.equal(host, device)
 
 
+def test_pos_weight_may_be_the_option():
+    """One number for each label along label_axis, where a tensor follows the last axes."""
+    x, y = numbers(4, 3, 5), unit(4, 3, 5).round()
+    weights = [1.0, 2.0, 5.0]
+    expected = theirs.binary_cross_entropy_with_logits(
+        x, y, pos_weight=torch.tensor(weights, dtype=x.dtype).reshape(3, 1)
+    )
+    layer = ours.BCEWithLogitsLoss(pos_weight=weights, label_axis=1)
+    assert "pos_weight" not in layer.state_dict()
+    for value in (layer(x, y), ours.binary_cross_entropy_with_logits(x, y, pos_weight=tuple(weights), label_axis=1)):
+        torch.testing.assert_close(value, expected, rtol=tolerances.TORCH_ADAPTER, atol=0)
+    expected = theirs.binary_cross_entropy_with_logits(x, y, pos_weight=torch.tensor(3.0, dtype=x.dtype))
+    torch.testing.assert_close(
+        ours.BCEWithLogitsLoss(pos_weight=3)(x, y), expected, rtol=tolerances.TORCH_ADAPTER, atol=0
+    )
+    with pytest.raises(OptionError, match="pos_weight=-1"):
+        ours.BCEWithLogitsLoss(pos_weight=[1, -1])
+
+
 @pytest.mark.gpu
 def test_a_cuda_graph_replays_it():
     x, y = torch.randn(10_000, device="cuda").requires_grad_(), torch.rand(10_000, device="cuda")

@@ -102,7 +102,7 @@ def _call(predictions: Any, labels: Any, weight: Any, options: dict[str, Any]) -
     checks.prediction_type(name, str(predictions.dtype))
     checks.same_shape(name, predictions.shape, "labels", labels.shape)
     if loss.axis is not None:
-        checks.reduced_axes(loss.axis, predictions.shape)
+        checks.reduced_axes(checks.axes(loss.axis), predictions.shape)
     if weight is not None:
         weight = jnp.asarray(weight)
         missing = checks.missing_axes("weight", weight.shape, predictions.shape)
@@ -195,8 +195,9 @@ def _called(
     given[:2] = (np.broadcast_to(array, shape) for array in given[:2])
     # Of fewer than two axes none holds labels, and those in front must not be taken for one.
     missing = max(0, 2 - ndim)
-    padded: Any = [one.reshape(one.shape + (1,) * missing) for one in given]
-    arguments = dispatch.Arguments(*padded, check=False)
+    names = ("predictions", "targets", "weight")
+    padded: Any = {name: one.reshape(one.shape + (1,) * missing) for name, one in zip(names, given, strict=False)}
+    arguments = dispatch.Arguments(**padded, check=False)
     found = _compute(what, _of_samples(loss, ndim, missing), arguments)
     reduced = _reduced(loss, ndim) if what == "value" else ()
     kept = tuple(length for axis, length in enumerate(shape[samples:]) if axis not in reduced)

@@ -302,13 +302,20 @@ class _Hessian(torch.autograd.Function):
 # What users call ----------------------------------------------------------------------------------------------------
 
 
+PosWeight = Tensor | Sequence[float] | float
+"""A tensor that broadcasts to the logits, as in PyTorch; or the option: one number, or one for each label along
+``label_axis``."""
+
+
 def _call(
-    input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: dict[str, Any]
+    input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: PosWeight | None, options: dict[str, Any]
 ) -> Tensor:
     if "base" in options:
         raise OptionError("base changes the unit of the loss: PyTorch's is nats, so leave it out")
     if options.get("reduction") == "none" and torch.is_autocast_enabled(input.device.type):
         input = input.float()  # Autocast gives these losses in float32.
+    if isinstance(pos_weight, Sequence | float | int):
+        options, pos_weight = options | {"pos_weight": pos_weight}, None
     if pos_weight is not None:
         pos_weight = pos_weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
     return _Loss.apply(input, target, weight, pos_weight, _written(options))
@@ -358,13 +365,14 @@ def binary_cross_entropy_with_logits(
     size_average: bool | None = None,
     reduce: bool | None = None,
     reduction: str = "mean",
-    pos_weight: Tensor | None = None,
+    pos_weight: PosWeight | None = None,
     **options: Any,
 ) -> Tensor:
     """``torch.nn.functional.binary_cross_entropy_with_logits``.
 
     ``options`` are those of :class:`gpubce.BinaryCrossEntropy`: ``label_smoothing``, ``ignore_index``, ``gamma`` and so
-    on. Differs from PyTorch's where that fails: infinite logits, targets of bool and integers, targets outside [0, 1].
+    on. ``pos_weight`` may be a number or a sequence too, one for each label along ``label_axis``. Differs from
+    PyTorch's where that fails: infinite logits, targets of bool and integers, targets outside [0, 1].
     Raises what :func:`binary_cross_entropy` raises.
 
     Examples
@@ -497,13 +505,17 @@ class BCEWithLogitsLoss(_WeightedLoss):
         size_average: bool | None = None,
         reduce: bool | None = None,
         reduction: str = "mean",
-        pos_weight: Tensor | None = None,
+        pos_weight: PosWeight | None = None,
         **options: Any,
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction)
         from_options({"from_logits": True, "reduction": self.reduction, **options})
-        self.register_buffer("pos_weight", pos_weight)
-        self.pos_weight: Tensor | None
+        self.pos_weight: PosWeight | None
+        if pos_weight is None or isinstance(pos_weight, Tensor):
+            self.register_buffer("pos_weight", pos_weight)
+        else:
+            from_options({"from_logits": True, "pos_weight": pos_weight})
+            self.pos_weight = pos_weight
         self.options = options
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
