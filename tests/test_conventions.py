@@ -63,35 +63,39 @@ KERAS = """
 import json, os
 import numpy as np
 import keras
-given = json.loads(os.environ["GIVEN"])
-found = []
-for from_logits, predictions in given["predictions"]:
-    for reduction in ("sum_over_batch_size", "none"):
-        loss = keras.losses.BinaryCrossentropy(from_logits=from_logits, reduction=reduction)
-        value = loss(np.array(given["labels"], "float32"), np.array(predictions), sample_weight=given["weight"])
-        found.append(np.asarray(value).tolist())
+given, found = json.loads(os.environ["GIVEN"]), []
+for from_logits, predictions, reduction, weight in given["cases"]:
+    reduction = "sum_over_batch_size" if reduction == "mean" else reduction
+    loss = keras.losses.BinaryCrossentropy(from_logits=from_logits, reduction=reduction)
+    value = loss(np.array(given["labels"], "float32"), np.array(predictions), sample_weight=weight and np.array(weight))
+    found.append(np.asarray(value).tolist())
 print(json.dumps(found))
 """
 
 
-@WEIGHTS
-def test_keras(weight):
+def test_keras():
     if importlib.util.find_spec("keras") is None or importlib.util.find_spec("torch") is None:
         pytest.skip("the number is Keras's, which computes with PyTorch here")
     p, y = edges("float32").reshape(4, 2), LABELS.reshape(4, 2)
     x = np.linspace(-30, 30, 8).reshape(4, 2).astype(np.float32)
-    rows = None if weight is None else weight[:4]
+    cases = [
+        (from_logits, predictions, reduction, rows)
+        for from_logits, predictions in ((False, p), (True, x))
+        for reduction in ("mean", "none")
+        for rows in (None, WEIGHT[:4])
+    ]
     given = {
-        "predictions": [(False, p.tolist()), (True, x.tolist())],
         "labels": y.tolist(),
-        "weight": None if rows is None else rows.tolist(),
+        "cases": [
+            (logits, predictions.tolist(), reduction, None if rows is None else rows.tolist())
+            for logits, predictions, reduction, rows in cases
+        ],
     }
-    each = iter(json.loads(run(KERAS, GIVEN=json.dumps(given), KERAS_BACKEND="torch")))
-    for from_logits, predictions in ((False, p), (True, x)):
-        for reduction in ("mean", "none"):
-            own = BinaryCrossEntropy.like("keras", from_logits=from_logits, reduction=reduction)
-            found = own(predictions, y, weight=None if rows is None else rows[:, None])
-            assert np.allclose(found, next(each), rtol=tolerances.CONVENTION["float32"], atol=0)
+    found = json.loads(run(KERAS, GIVEN=json.dumps(given), KERAS_BACKEND="torch"))
+    for (from_logits, predictions, reduction, rows), other in zip(cases, found, strict=True):
+        own = BinaryCrossEntropy.like("keras", from_logits=from_logits, reduction=reduction)
+        value = own(predictions, y, weight=None if rows is None else rows[:, None])
+        assert np.allclose(value, other, rtol=tolerances.CONVENTION["float32"], atol=0)
 
 
 @WEIGHTS
