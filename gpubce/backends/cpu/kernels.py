@@ -181,6 +181,37 @@ def _accumulator(sums: int, per_sum: int, lanes: int, compensated: bool):
     return accumulate
 
 
+@subroutine(types.void)
+def _add_no_row(scratch, count):
+    pass
+
+
+@cache
+def _narrow_accumulator(sums: int, per_sum: int, narrowed: int, lanes: int):
+    """(keep, add): keep the first ``sums`` of a sample's values in scratch as float32, which they are; then add a row
+    of each to the accumulators."""
+    if not sums:
+        return _accumulate_nothing, _add_no_row
+    keep_before, add_before = _narrow_accumulator(sums - 1, per_sum, narrowed, lanes)
+    last = sums - 1
+    kept, accumulators = narrowed + 8 * lanes * last, per_sum * last
+    keep_one, recall_one = storer("float32", region="scratch"), loader("float32", region="scratch")
+
+    @subroutine(types.void)
+    def keep(scratch, lane, values):
+        keep_before(scratch, lane, values)
+        keep_one(scratch + kept, lane, types.float32(values[last]))
+
+    @subroutine(types.void)
+    def add(scratch, count):
+        add_before(scratch, count)
+        for lane in range(count):
+            value = types.float64(recall_one(scratch + kept, lane))
+            store_real(scratch + accumulators, lane, load_real(scratch + accumulators, lane) + value)
+
+    return keep, add
+
+
 _load_count, _store_count = loader("int64", region="outputs"), storer("int64", region="outputs")
 
 
@@ -254,7 +285,11 @@ def _row(key: KernelKey):
     """The inlined function that works on the elements [start, start + count), at most one row of lanes: writes the
     outputs, adds the sums to the accumulators, and keeps what goes into the histogram."""
     sample = element(key.recipe)
-    accumulate = _accumulator(len(key.recipe.sums), key.per_sum // 8, key.plan.lanes, key.recipe.compensated)
+    sums, lanes = len(key.recipe.sums), key.plan.lanes
+    if key.narrow:
+        accumulate, add_row = _narrow_accumulator(sums, key.per_sum, key.narrowed, lanes)
+    else:
+        accumulate, add_row = _accumulator(sums, key.per_sum // 8, lanes, key.recipe.compensated), _add_no_row
     stage_prediction, prediction = _reader(key, "prediction")
     stage_baseline, baseline = _reader(key, "baseline")
     stage_target, target = _reader(key, "target")
@@ -297,6 +332,7 @@ def _row(key: KernelKey):
             write_hessian(addresses, start, lane, scratch, outputs[2])
             place(scratch, lane, placed)
             accumulate(scratch, lane, values)
+        add_row(scratch, count)
         unstage_loss(addresses, geometry, start, count, scratch)
         unstage_gradient(addresses, geometry, start, count, scratch)
         unstage_hessian(addresses, geometry, start, count, scratch)
