@@ -336,6 +336,7 @@ def test_a_forked_child_may_call():
     expected = both(LARGE[0])  # The parent's threads exist now; the child has none of them.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*fork", RuntimeWarning)  # JAX, where another test has loaded it.
         child = os.fork()
     if child == 0:
         os._exit(0 if both(LARGE[0]) == expected else 1)

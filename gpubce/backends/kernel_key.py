@@ -8,8 +8,7 @@ import numpy as np
 from gpubce.spec.geometry import STRIDED
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import PLAN, Plan
-from gpubce.spec.quantities import HELD_NARROW
-from gpubce.spec.recipe import Recipe
+from gpubce.spec.recipe import HELD_NARROW, Recipe
 
 FEW_SUMS = 8
 """So many fit into the caches of a CPU as they come."""

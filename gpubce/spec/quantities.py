@@ -191,10 +191,6 @@ QUANTITIES = {
 }
 
 
-HELD_NARROW = ("loss", "weight", "count", "invalid")
-"""Quantities whose float64 is a number of the compute type, widened."""
-
-
 @cache
 def collector(names: tuple[str, ...]):
     """The subroutine (counted, *sample) -> a float64 tuple, one for each name, 0 where not counted."""

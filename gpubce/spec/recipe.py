@@ -44,6 +44,9 @@ AT_THRESHOLD = ("predicted", "found")
 WITH_BASELINE = ("difference", "squared_difference", "difference_by_weight", "difference_by_positives")
 """The sums that compare the loss with a baseline's."""
 
+HELD_NARROW = ("loss", "weight", "count", "invalid")
+"""The sums of quantities whose float64 is a number of the compute type, widened."""
+
 
 @dataclass(frozen=True)
 class Recipe:
