@@ -13,6 +13,10 @@ from gpubce.spec.recipe import HELD_NARROW, Recipe
 FEW_SUMS = 8
 """So many fit into the caches of a CPU as they come."""
 
+TILE_BYTES, LEAST_TILE = 2**14, 128
+"""Reduced along the last axis, 2^24 losses of shape (n, 1024) took 120 ms with tiles of 1024 outputs, whose lines fall
+into one set of the cache, and take 44."""
+
 
 @dataclass(frozen=True)
 class KernelKey:
@@ -54,6 +58,17 @@ class KernelKey:
         strips.
         """
         return self.plan.lanes if len(self.recipe.sums) <= FEW_SUMS else min(128, self.plan.lanes)
+
+    def tile(self, geometry: tuple[int, ...]) -> int:
+        """The outputs that a CPU thread works on at once, at most, in reductions along axes.
+
+        Where predictions are strided, neighbouring outputs may lie far apart. The cache lines of a tile are still in
+        the L1 cache when the next reduced elements are read from them.
+        """
+        if "prediction" not in self.recipe.roles or self.layouts[self.position("prediction")] != STRIDED:
+            return self.plan.lanes
+        apart = max(1, abs(geometry[self.dimensions * (2 + self.slot("prediction")) - 1]))
+        return min(max(TILE_BYTES // apart // 64 * 64, LEAST_TILE), self.plan.lanes)
 
     @property
     def per_sum(self) -> int:

@@ -86,24 +86,58 @@ def _flat_reader(storage: str, k: int):
     return read_flat
 
 
+def _walk(dimensions: int, slot: int, move):
+    """The subroutine that calls move(address, lane, scratch) for ``count`` elements of a strided array, from ``start``
+    on in C order, whose lanes begin at 0.
+
+    Within the last two axes it goes along the one with the shorter steps, whose elements share cache lines and pages.
+    """
+    offset = strided_offset(dimensions, slot)
+    innermost = dimensions - 1
+    outer = max(0, dimensions - 2)
+    step, outer_step = dimensions * (1 + slot) + innermost, dimensions * (1 + slot) + outer
+    PLANE = dimensions > 1
+
+    @subroutine(types.void)
+    def walk(address, geometry, start, count, scratch):
+        inner = geometry[innermost]
+        across, down = geometry[step], geometry[outer_step]
+        done = 0
+        while done < count:
+            index = start + done
+            place = index % inner
+            base = address + offset(index, geometry)
+            rows = 1
+            if PLANE and place == 0 and abs(down) < abs(across):
+                rows = min(geometry[outer] - index // inner % geometry[outer], (count - done) // inner)
+            if rows > 1:
+                for column in range(inner):
+                    for row in range(rows):
+                        move(base + column * across + row * down, done + row * inner + column, scratch)
+                done += rows * inner
+            else:
+                run = min(inner - place, count - done)
+                for column in range(run):
+                    move(base + column * across, done + column, scratch)
+                done += run
+
+    return walk
+
+
 def _strided_reader(storage: str, k: int, dimensions: int, slot: int, staging: int):
     load = loader(storage)
     keep = storer(widened(storage), region="scratch")
     recall = loader(widened(storage), region="scratch")
-    offset = strided_offset(dimensions, slot)
-    innermost = dimensions - 1
-    step = dimensions * (1 + slot) + innermost
+
+    @subroutine(types.void)
+    def bring(address, lane, scratch):
+        keep(scratch + staging, lane, load(address, 0))
+
+    walk = _walk(dimensions, slot, bring)
 
     @subroutine(types.void)
     def stage(addresses, geometry, start, count, scratch):
-        done = 0
-        while done < count:
-            index = start + done
-            run = min(geometry[innermost] - index % geometry[innermost], count - done)
-            base = addresses[k] + offset(index, geometry)
-            for lane in range(run):
-                keep(scratch + staging, done + lane, load(base + lane * geometry[step], 0))
-            done += run
+        walk(addresses[k], geometry, start, count, scratch)
 
     @subroutine(WIDE_TYPES[widened(storage)])
     def read_staged(addresses, start, lane, scratch):
@@ -136,7 +170,12 @@ def _strided_writer(recipe: Recipe, k: int, dimensions: int, slot: int, staging:
     store = storer(recipe.stored)
     keep = storer(recipe.compute, region="scratch")
     recall = loader(recipe.compute, region="scratch")
-    offset = strided_offset(dimensions, slot)
+
+    @subroutine(types.void)
+    def take(address, lane, scratch):
+        store(address, 0, recall(scratch + staging, lane))
+
+    walk = _walk(dimensions, slot, take)
 
     @subroutine(types.void)
     def write_staged(addresses, start, lane, scratch, value):
@@ -144,8 +183,7 @@ def _strided_writer(recipe: Recipe, k: int, dimensions: int, slot: int, staging:
 
     @subroutine(types.void)
     def unstage(addresses, geometry, start, count, scratch):
-        for lane in range(count):
-            store(addresses[k] + offset(start + lane, geometry), 0, recall(scratch + staging, lane))
+        walk(addresses[k], geometry, start, count, scratch)
 
     return write_staged, unstage
 
@@ -399,17 +437,12 @@ def whole(key: KernelKey):
     return blocks
 
 
-def tiles(outputs: int, plan: Plan) -> int:
-    """How many tiles of at most ``lanes`` outputs there are."""
-    return -(-outputs // plan.lanes)
-
-
 def along_axes(key: KernelKey):
     """Sum runs of ``chunk`` reduced elements of each output, in order. Element r of output o has index r outputs + o.
 
-    One task is one run of one tile of outputs. Run c leaves the pair of sum k for output o at partials[k, :, c, o]. A
-    row of scratch holds as many reduced elements of the tile as fit; they are then added to the partials one reduced
-    element after the other. Each output has its own histogram.
+    One task is one run of one tile of at most ``widest`` outputs. Run c leaves the pair of sum k for output o at
+    partials[k, :, c, o]. A row of scratch holds as many reduced elements of the tile as fit; they are then added to the
+    partials one reduced element after the other. Each output has its own histogram.
     """
     row = _row(key)
     _, _, add_rows = _histogram(key)
@@ -421,6 +454,7 @@ def along_axes(key: KernelKey):
     def runs(
         first,
         last,
+        widest,
         reduced,
         outputs,
         addresses,
@@ -433,7 +467,7 @@ def along_axes(key: KernelKey):
         histogram,
         unit,
     ):
-        tile = min(outputs, lanes)
+        tile = min(outputs, widest)
         across = (outputs + tile - 1) // tile
         together = lanes // tile if tile == outputs else 1
         for task in range(first, last):
@@ -450,7 +484,9 @@ def along_axes(key: KernelKey):
             r = run * chunk
             while r < end:
                 taken = min(together, end - r)
-                _clear(scratch, sums * per_sum // 8)
+                for k in range(sums):
+                    _clear(scratch + k * per_sum, taken * wide)
+                    _clear(scratch + k * per_sum + low, taken * wide)
                 row(r * outputs + left, taken * wide, addresses, geometry, parameters, ignored, scratch)
                 add_rows(histogram, unit, scratch, taken * wide, left, wide)
                 for k in range(sums):

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from gpubce.backends.cpu import compile as compiled
-from gpubce.backends.cpu.kernels import scratch_cells, tiles
+from gpubce.backends.cpu.kernels import scratch_cells
 from gpubce.backends.kernel_key import SettleKey
 from gpubce.backends.threads import Work, share
 from gpubce.spec.bins import cells as histogram_cells
@@ -46,8 +46,9 @@ class CpuEngine:
         self._pass(compiled.whole, key, (elements,), key.plan.blocks(elements), 1, elements, *work)
 
     def along_axes(self, key, reduced, outputs, *work):
-        tasks = key.plan.chunks(reduced) * tiles(outputs, key.plan)
-        self._pass(compiled.along_axes, key, (reduced, outputs), tasks, outputs, reduced * outputs, *work)
+        tile = key.tile(work[1])
+        tasks = key.plan.chunks(reduced) * -(-outputs // tile)
+        self._pass(compiled.along_axes, key, (tile, reduced, outputs), tasks, outputs, reduced * outputs, *work)
 
     def _pass(
         self, compile_for, key, size, tasks, outputs, elements,
