@@ -1,9 +1,9 @@
 """Masks of pictures, shape (batch, classes, height, width): which pixels belong to which digit?
 
 Scenes of 24 x 24 pixels are made of scikit-learn's handwritten digits 0, 1 and 2, which may overlap: each class has its
-own mask. Pixels of faint ink belong to nobody and are marked 255, which ``ignore_index`` leaves out. Nine of ten pixels
-are empty, so ``pos_weight`` has one number for each class; ``label_axis=1`` says where the classes are, and nothing is
-moved or copied for it.
+own mask. Pixels of faint ink belong to nobody and are marked 255, which ``ignore_index`` leaves out. Most pixels of a
+mask are empty, so ``pos_weight`` has one number for each class; ``label_axis=1`` says where the classes are, and
+nothing is moved or copied for it.
 
     python examples/segmentation.py
 """

@@ -215,12 +215,17 @@ def has_baseline(sums: Sequence[str], baseline: Any) -> None:
 
 def target_type(buffer: Buffer) -> str:
     """Targets are bool, integer or floating-point."""
-    return _one_of("targets", buffer, TARGETS)
+    return one_of_targets("targets", buffer.storage)
+
+
+def one_of_targets(name: str, storage: str) -> str:
+    """The type of targets by whatever name."""
+    return _one_of(name, storage, TARGETS)
 
 
 def weight_type(buffer: Buffer) -> str:
     """Weights are numbers."""
-    return _one_of("weight", buffer, WEIGHTS)
+    return _one_of("weight", buffer.storage, WEIGHTS)
 
 
 def mask_type(buffer: Buffer) -> str:
@@ -230,10 +235,10 @@ def mask_type(buffer: Buffer) -> str:
     return buffer.storage
 
 
-def _one_of(name: str, buffer: Buffer, types: Sequence[str]) -> str:
-    if buffer.storage not in types:
-        raise DtypeError(f"{name} has type {buffer.storage}, which is not supported: use one of {', '.join(types)}")
-    return buffer.storage
+def _one_of(name: str, storage: str, types: Sequence[str]) -> str:
+    if storage not in types:
+        raise DtypeError(f"{name} has type {storage}, which is not supported: use one of {', '.join(types)}")
+    return storage
 
 
 def same_library(first: str, first_library: str, other: str, other_library: str) -> None:
@@ -430,7 +435,7 @@ def of_type(name: str, buffer: Buffer, storage: str) -> None:
 
 def scale_of_elements(name: str, buffer: Buffer, unit: float) -> None:
     """Numbers that each multiply the derivative of one element."""
-    _one_of(name, buffer, tuple(PRECISIONS))
+    _one_of(name, buffer.storage, tuple(PRECISIONS))
     if unit != 1.0:
         raise OptionError(f"{name} has {buffer.size} numbers and base is not None: leave base out, or give one number")
 

@@ -78,6 +78,8 @@ def options_like(library: str, predictions: str, given: dict[str, Any]) -> dict[
             options["log_floor"] = convention.log_floor
     if options["reduction"] == "mean":
         options["denominator"] = convention.denominator
+    if options["reduction"] == "sum" and convention.averages_rows:
+        raise OptionError(f"reduction='sum' of {convention.function} adds means of rows: take its mean times the rows")
     if options["reduction"] == "none" and convention.averages_rows and "axis" not in options:
         options |= {"reduction": "mean", "axis": -1}
     return options
@@ -106,9 +108,12 @@ def _limits(loss: BinaryCrossEntropy, floor: float | None) -> str:
             bounds, most = f"1 - {high:.3g}", f"{-math.log(low):.4g} or {-math.log(high):.4g} nats"
         else:
             bounds, most = "1", f"{-math.log(low):.4g} nats where the target is 1, and infinitely many where it is 0"
-        return f"Probabilities are first clipped to [{low:.3g}, {bounds}], so a confident miss costs {most}."
+        clipped = f"Probabilities are first clipped to [{low:.3g}, {bounds}]"
+        return f"{clipped}, so a confident miss costs {most}, before weights."
     if floor is not None:
-        return f"Logarithms are not below {floor:.4g}, so a confident miss costs at most {-floor:.4g} nats."
+        return (
+            f"Logarithms are not below {floor:.4g}: a confident miss costs at most {-floor:.4g} nats, before weights."
+        )
     return "Nothing is clipped: a prediction that is certain and wrong costs an infinite loss."
 
 

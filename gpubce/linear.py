@@ -9,7 +9,8 @@ over it, and the gradient takes the place of the logits. Targets may be given by
 from __future__ import annotations
 
 import contextlib
-import sys
+import importlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpubce import checks, dispatch
+from gpubce.arrays.buffer import first_line
 from gpubce.arrays.registry import library_of
 from gpubce.errors import ArrayError, DtypeError, InvalidValueError, OptionError, ShapeError
 from gpubce.loss import BinaryCrossEntropy, from_options
@@ -31,6 +33,9 @@ ROWS = 2**12
 """Rows in a chunk, at most."""
 
 LAYER = ("features", "weight", "bias")
+
+_MODULES = {"NumPy": "numpy", "CuPy": "cupy", "PyTorch": "torch"}
+"""The libraries that make the product."""
 
 FIXED = ("from_logits", "axis", "label_axis", "log_floor", "eps")
 """Options that have no meaning here, or only one."""
@@ -161,32 +166,33 @@ class LinearBinaryCrossEntropy:
             source = _targets(targets, layer)
             sums = None if wanted is None else _Gradients(layer, wanted)
             room = _Room(layer)
-            total: LossState | None = None
+            total: Any = None
             for part in self._chunks(layer):
                 logits = layer.logits(part, room)
                 loss = self._of_labels(part.labels, layer.label_count)
                 arguments = dispatch.Arguments(logits, source.of(part), layer.weight_of(part), check=checking)
                 grad_out = None if sums is None else logits
-                found = dispatch.state(loss._formula, loss._reduction, arguments, dispatch.Collection(), grad_out)
+                try:
+                    found = dispatch.state(loss._formula, loss._reduction, arguments, dispatch.Collection(), grad_out)
+                except InvalidValueError as error:
+                    raise part.placed(error) from None
                 source.clear(part)
                 total = found if total is None else total + found
                 if sums is not None:
                     sums.add(part, logits)
-            if total is None:
-                raise ShapeError(
-                    f"features of shape {tuple(features.shape)} and weight of shape {tuple(weight.shape)} give no "
-                    "logits: there must be a row and a label"
-                )
             total = replace(total, rows=float(layer.row_count))
             value = self._finishing(layer.storage).finish(total)
-            gradients = (None, None, None) if sums is None else sums.finished(self._scale(total) * grad_scale)
+            factor = _one_number("grad_scale", grad_scale, layer, layer.library.float64)
+            gradients = (
+                (None, None, None) if sums is None else sums.finished(self._scale(total, layer.library) * factor)
+            )
         return value, gradients
 
     def _chunks(self, layer: _Layer) -> Iterator[_Part]:
         rows = max(1, min(layer.row_count, ROWS, self.chunk))
         labels = max(1, self.chunk // rows)
-        for first in range(0, layer.label_count, labels):
-            for row in range(0, layer.row_count, rows):
+        for first in range(0, max(1, layer.label_count), labels):  # One chunk at least, though it may be empty.
+            for row in range(0, max(1, layer.row_count), rows):
                 yield _Part(
                     slice(row, min(row + rows, layer.row_count)), slice(first, min(first + labels, layer.label_count))
                 )
@@ -202,17 +208,23 @@ class LinearBinaryCrossEntropy:
                 raise ShapeError(f"{name} has {len(values)} values, but weight has {count} labels: give one for each")
         key = labels.start, labels.stop
         if key not in self._parts:
+            if len(self._parts) > 2 * count // max(1, labels.stop - labels.start):  # Of batches of other sizes.
+                self._parts.clear()
             self._parts[key] = replace(self.loss, **{name: values[labels] for name, values in by_label.items()})
         return self._parts[key]
 
     def _finishing(self, storage: str) -> BinaryCrossEntropy:
         return replace(self.loss, dtype=self.loss.dtype or PRECISIONS[storage].reduced)
 
-    def _scale(self, total: LossState) -> Any:
-        """What multiplies the elements' gradients: the value that a sum of losses of 1 has."""
+    def _scale(self, total: LossState, library: Any) -> Any:
+        """What multiplies the elements' gradients: the value that a sum of losses of 1 has. Where nothing is counted
+        that is infinite, and the gradients are 0."""
         values = total.values + 0.0
         values[total.sums.index("loss"), 0], values[total.sums.index("loss"), 1] = 1.0, 0.0
-        return replace(self.loss, dtype="float64").finish(replace(total, values=values))
+        with np.errstate(divide="ignore"):
+            scale = replace(self.loss, dtype="float64").finish(replace(total, values=values))
+        scale = library.asarray(scale)
+        return library.where(library.isinf(scale), library.zeros_like(scale), scale)
 
 
 def linear_binary_cross_entropy(
@@ -289,8 +301,9 @@ class PairwiseSigmoidLoss:
             The pairs that belong together; default is each image and the text of the same number. Those of another
             process's texts are two empty lists.
         """
-        pairs = self._pairs(images, texts, positives)
-        return self._linear(images, texts * scale, bias, pairs, check=check)
+        layer, scale, bias = self._read(images, texts, scale, bias)
+        pairs = self._pairs(layer, positives)
+        return self._linear(layer.features, layer.weight * scale, bias, pairs, check=check)
 
     def value_and_grad(
         self,
@@ -305,21 +318,31 @@ class PairwiseSigmoidLoss:
     ) -> tuple[Any, tuple[Any, Any, Any, Any]]:
         """The loss, and its gradients with respect to images, texts, scale and bias; the last two are arrays without
         axes. The other arguments are those of calling the object."""
-        pairs = self._pairs(images, texts, positives)
+        layer, scale, bias = self._read(images, texts, scale, bias)
         value, (of_images, of_scaled, of_bias) = self._linear.value_and_grad(
-            images, texts * scale, bias, pairs, grad_scale=grad_scale, check=check
+            layer.features,
+            layer.weight * scale,
+            bias,
+            self._pairs(layer, positives),
+            grad_scale=grad_scale,
+            check=check,
         )
-        return value, (of_images, of_scaled * scale, (of_scaled * texts).sum(), of_bias)
+        return value, (of_images, of_scaled * scale, (of_scaled * layer.weight).sum(), of_bias)
 
     @staticmethod
-    def _pairs(images: Any, texts: Any, positives: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    def _read(images: Any, texts: Any, scale: Any, bias: Any) -> tuple[_Layer, Any, Any]:
+        layer = _Layer.of(images, texts, None, None, {"features": "images", "weight": "texts"})
+        kind = layer.features.dtype
+        return layer, _one_number("scale", scale, layer, kind), _one_number("bias", bias, layer, kind)
+
+    @staticmethod
+    def _pairs(layer: _Layer, positives: tuple[Any, Any] | None) -> tuple[Any, Any]:
         if positives is not None:
             return positives
-        if len(images) != len(texts):
-            raise ShapeError(
-                f"there are {len(images)} images and {len(texts)} texts: give as many of both, or positives"
-            )
-        return np.arange(len(images)), np.arange(len(images))
+        images, texts = layer.row_count, layer.label_count
+        if images != texts:
+            raise ShapeError(f"there are {images} images and {texts} texts: give as many of both, or positives")
+        return np.arange(images), np.arange(images)
 
 
 @dataclass(frozen=True)
@@ -328,6 +351,15 @@ class _Part:
 
     rows: slice
     labels: slice
+
+    def placed(self, error: InvalidValueError) -> InvalidValueError:
+        """An error for an element of the chunk, with its place in the whole."""
+        if error.index is None or len(error.index) != 2:
+            return error
+        row, label = error.index[0] + self.rows.start, error.index[1] + self.labels.start
+        name, index = ("row_weight", (row,)) if error.argument == "weight" else (error.argument, (row, label))
+        rest = str(error).partition("]")[2]
+        return InvalidValueError(f"{name}{[*index]}{rest}", name, index, error.value)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -347,41 +379,45 @@ class _Layer:
     """The module numpy, cupy or torch; what is used of it has the same name in all three."""
 
     @classmethod
-    def of(cls, features: Any, weight: Any, bias: Any, row_weight: Any) -> _Layer:
-        given = {"features": features, "weight": weight, "bias": bias, "row_weight": row_weight}
-        name = library_of(features, "features").NAME
-        if name not in ("NumPy", "CuPy", "PyTorch"):
-            raise ArrayError(f"features is an array of {name}: the product is made by NumPy, CuPy or PyTorch")
-        if name == "NumPy":
-            features = np.asarray(features)
-            given |= {role: np.asarray(array) for role, array in given.items() if isinstance(array, list | tuple)}
-            given["features"] = features
+    def of(cls, features: Any, weight: Any, bias: Any, row_weight: Any, names: dict[str, str] | None = None) -> _Layer:
+        """Read and check the arrays, which users call by ``names``."""
+        first, second = (names or {}).get("features", "features"), (names or {}).get("weight", "weight")
+        library_name = library_of(features, first).NAME
+        if library_name not in _MODULES:
+            raise ArrayError(f"{first} is an array of {library_name}: the product is made by NumPy, CuPy or PyTorch")
+        given = {first: features, second: weight, "bias": bias, "row_weight": row_weight}
         buffers = {}
         for role, array in given.items():
-            if array is not None and not (role == "bias" and isinstance(array, int | float)):
+            number = role == "bias" and isinstance(array, int | float) and not isinstance(array, bool)
+            if not number and (array is not None or role == second):
                 library = library_of(array, role)
-                checks.same_library("features", name, role, library.NAME)
+                checks.same_library(first, library_name, role, library.NAME)
                 buffers[role] = library.buffer(array)
-                checks.same_device("features", buffers["features"], role, buffers[role])
-        storage = checks.prediction_type("features", buffers["features"].storage)
-        if storage == "bfloat16" and name == "NumPy":
-            raise DtypeError("features has type bfloat16, whose products NumPy does not make: use PyTorch or float32")
-        for role in ("weight", "bias"):
+                checks.same_device(first, buffers[first], role, buffers[role])
+                array = np.asarray(array) if library_name == "NumPy" else array
+            given[role] = array.detach() if hasattr(array, "detach") else array
+        storage = checks.prediction_type(first, buffers[first].storage)
+        if storage == "bfloat16" and library_name == "NumPy":
+            raise DtypeError(f"{first} has type bfloat16, whose products NumPy does not make: use PyTorch or float32")
+        for role in (second, "bias"):
             if role in buffers and buffers[role].storage != storage:
-                raise DtypeError(f"features has type {storage} and {role} {buffers[role].storage}: convert one of them")
+                raise DtypeError(f"{first} has type {storage} and {role} {buffers[role].storage}: convert one of them")
         shapes = {role: buffer.shape for role, buffer in buffers.items()}
-        if len(shapes["features"]) != 2 or len(shapes["weight"]) != 2 or shapes["features"][1] != shapes["weight"][1]:
+        if len(shapes[first]) != 2 or len(shapes[second]) != 2 or shapes[first][1] != shapes[second][1]:
             raise ShapeError(
-                f"features has shape {shapes['features']} and weight {shapes['weight']}: they must be (rows, d) and "
+                f"{first} has shape {shapes[first]} and {second} {shapes[second]}: they must be (rows, d) and "
                 "(labels, d)"
             )
-        for role, other in (("bias", "weight"), ("row_weight", "features")):
-            if shapes.get(role) and shapes[role] != shapes[other][:1]:
+        allowed = {"bias": ((), shapes[second][:1]), "row_weight": (shapes[first][:1],)}
+        for role, expected in allowed.items():
+            if role in shapes and shapes[role] not in expected:
                 raise ShapeError(
-                    f"{role} has shape {shapes[role]} and {other} {shapes[other]}: {role} must be {shapes[other][:1]}"
+                    f"{role} has shape {shapes[role]}, {first} {shapes[first]} and {second} {shapes[second]}: {role} "
+                    f"must have shape {expected[-1]}"
                 )
-        given = {role: array.detach() if hasattr(array, "detach") else array for role, array in given.items()}
-        return cls(**given, storage=storage, library=sys.modules[type(features).__module__.partition(".")[0]])
+        library = importlib.import_module(_MODULES[library_name])
+        features, weight, bias, row_weight = given.values()
+        return cls(features, weight, bias, row_weight, storage, library)
 
     @property
     def row_count(self) -> int:
@@ -399,10 +435,16 @@ class _Layer:
     def beside(self, given: Any) -> Any:
         """An array of the library on the features' device; from one of another, it is copied."""
         where = {"device": self.features.device} if self.library.__name__ == "torch" else {}
-        return self.library.asarray(given, **where)
+        given = np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given
+        try:
+            return self.library.asarray(given, **where)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ArrayError(f"targets has indices that are no array: {first_line(error)}") from None
 
     def current(self) -> contextlib.AbstractContextManager[Any]:
-        """The device of the arrays, where the library has a current one."""
+        """The device of the arrays, where the library has a current one; no types of its own in PyTorch."""
+        if self.library.__name__ == "torch":  # Types are what they are given as.
+            return self.library.autocast(self.features.device.type, enabled=False)
         return self.features.device if self.library.__name__ == "cupy" else contextlib.nullcontext()
 
     def new(self, shape: tuple[int, ...], kind: Any = None) -> Any:
@@ -446,9 +488,10 @@ def _targets(given: Any, layer: _Layer) -> Any:
             raise ShapeError(f"targets is a tuple of {len(given)}: give (row numbers, label numbers)")
         return _Positives.at(given[0], given[1], None, layer)
     entries = _entries(given)
-    if entries is None:
-        given = np.asarray(given) if layer.library is np and isinstance(given, list) else given
-        checks.same_library("features", layer.name, "targets", library_of(given, "targets").NAME)
+    checks.same_library("features", layer.name, "targets", library_of(entries[0] if entries else given, "targets").NAME)
+    if entries is None and layer.library is np:
+        library_of(given, "targets").buffer(given)
+        given = np.asarray(given)
     expected = layer.row_count, layer.label_count
     if tuple(given.shape) != expected:
         raise ShapeError(
@@ -462,6 +505,10 @@ def _entries(given: Any) -> tuple[Any, Any, Any] | None:
     """(rows, labels, values) of a sparse matrix of SciPy, CuPy or PyTorch; None for anything else."""
     if str(getattr(given, "layout", "")).startswith("torch.sparse"):
         coordinates = given.to_sparse_coo().coalesce()
+        if coordinates.dense_dim():
+            raise ShapeError(
+                f"targets is a sparse tensor with {coordinates.dense_dim()} dense axes: give one with none"
+            )
         return *coordinates.indices(), coordinates.values()
     if hasattr(given, "tocsr") and hasattr(given, "nnz"):
         matrix = given.tocsr(copy=True)
@@ -513,6 +560,8 @@ class _Positives:
             outside = host[(host < 0) | (host >= count)]
             if outside.size:
                 raise InvalidValueError(f"targets has {name} number {outside[0]}: there are {count}, counted from 0")
+        kind = layer.library.int64  # PyTorch takes uint8 for a mask, and small types do not hold every number.
+        rows, labels = layer.library.asarray(rows, dtype=kind), layer.library.asarray(labels, dtype=kind)
         return cls(rows, labels, values, layer)
 
     def _entries(self, part: _Part) -> tuple[Any, Any, Any]:
@@ -549,28 +598,49 @@ class _Gradients:
 
     def __init__(self, layer: _Layer, wanted: Sequence[str]):
         self.layer = layer
+        self.kind = getattr(layer.library, PRECISIONS[layer.storage].compute)
         shapes = tuple(layer.features.shape), tuple(layer.weight.shape), (layer.label_count,)
-        self.of_features: Any
-        self.of_weight: Any
-        self.of_bias: Any
-        self.of_features, self.of_weight, self.of_bias = (
-            layer.new(shape) if name in wanted else None for name, shape in zip(LAYER, shapes, strict=True)
-        )
+        self.sums: list[Any] = [
+            layer.new(shape, self.kind) if name in wanted else None for name, shape in zip(LAYER, shapes, strict=True)
+        ]
 
     def add(self, part: _Part, of_logits: Any) -> None:
-        """``of_logits`` are the derivatives of each element's own loss."""
-        layer = self.layer
-        if self.of_features is not None:
-            self.of_features[part.rows] += layer.library.matmul(of_logits, layer.weight[part.labels])
-        if self.of_weight is not None:
-            self.of_weight[part.labels] += layer.library.matmul(of_logits.T, layer.features[part.rows])
-        if self.of_bias is not None:
-            self.of_bias[part.labels] += of_logits.sum(0)
+        """``of_logits`` are the derivatives of each element's own loss. Sums of float16 and bfloat16 are float32."""
+        of_features, of_weight, of_bias = self.sums
+        if of_features is not None:
+            of_features[part.rows] += self._product(of_logits, self.layer.weight[part.labels])
+        if of_weight is not None:
+            of_weight[part.labels] += self._product(of_logits.T, self.layer.features[part.rows])
+        if of_bias is not None:
+            of_bias[part.labels] += of_logits.sum(0, dtype=self.kind)
+
+    def _product(self, one: Any, other: Any) -> Any:
+        library = self.layer.library
+        if PRECISIONS[self.layer.storage].compute != self.layer.storage:
+            one, other = library.asarray(one, dtype=self.kind), library.asarray(other, dtype=self.kind)
+        return library.matmul(one, other)
 
     def finished(self, scale: Any) -> tuple[Any, Any, Any]:
         """Of the reduced loss, which is the sum times ``scale``."""
-        for gradient in (self.of_features, self.of_weight, self.of_bias):
+        for gradient in self.sums:
             if gradient is not None:
                 gradient *= scale
-        one_for_all = self.of_bias is not None and np.ndim(self.layer.bias) == 0
-        return self.of_features, self.of_weight, self.of_bias.sum() if one_for_all else self.of_bias
+        of_features, of_weight, of_bias = self.sums
+        if of_bias is not None and np.ndim(self.layer.bias) == 0:
+            of_bias = of_bias.sum()
+        kind, asarray = self.layer.features.dtype, self.layer.library.asarray
+        return tuple(  # type: ignore[return-value]
+            None if gradient is None else asarray(gradient, dtype=kind)
+            for gradient in (of_features, of_weight, of_bias)
+        )
+
+
+def _one_number(name: str, given: Any, layer: _Layer, kind: Any) -> Any:
+    """A number, or an array of one number beside the features."""
+    if isinstance(given, int | float | np.floating | np.integer):
+        return checks.number(name, float(given), -math.inf, math.inf, "finite")
+    library = library_of(given, name)
+    checks.same_library("features", layer.name, name, library.NAME)
+    checks.one_number(name, library.buffer(given))
+    given = given.detach() if hasattr(given, "detach") else given
+    return layer.library.asarray(given, dtype=kind).reshape(())

@@ -369,9 +369,11 @@ class BinaryCrossEntropy:
             normalized entropy divides. Weights are per element, so those of samples with several labels have shape
             (n, 1).
         predictions : floating-point type
-            The type of the predictions: "sklearn" and "cuml" clip by it. Keras converts to float32 in any case.
+            The type of the predictions: "sklearn" and "cuml" clip by it. Keras converts to float32 in any case: do so
+            too.
         **options
-            Others of this class. ``reduction`` "none" of "keras" is the mean over the last axis, as there.
+            Others of this class. ``reduction`` "none" of "keras" is the mean over the last axis, as there; "sum" adds
+            such means, which is refused.
 
         Raises
         ------
@@ -407,7 +409,8 @@ class BinaryCrossEntropy:
         Binary cross-entropy of probabilities, in nats.
         The mean over all elements: their sum divided by the sum of the weights (weight and label_weight, not the
         factors of the classes).
-        Probabilities are first clipped to [2.22e-16, 1 - 2.22e-16], so a confident miss costs at most 36.04 nats.
+        Probabilities are first clipped to [2.22e-16, 1 - 2.22e-16], so a confident miss costs at most 36.04 nats,
+        before weights.
         sklearn.metrics.log_loss averages and limits in this way.
         """
         return explain(self, self._floor)

@@ -154,6 +154,7 @@ def test_other_options_are_added():
         ("sklearn", {"predictions": "bfloat16"}, "do not take this type"),
         ("cuml", {"predictions": "float16"}, "1e-15 is 0 in that type"),
         ("sklearn", {"predictions": "int32"}, "float16, bfloat16, float32, float64"),
+        ("keras", {"reduction": "sum"}, "adds means of rows"),
         ("torch", {"posweight": 3}, "'posweight' is not an option"),
     ],
 )

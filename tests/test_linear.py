@@ -189,9 +189,94 @@ def test_only_what_needs_a_gradient_is_given_one():
     assert w.grad is not None
     assert f.grad is None
     value = linear_binary_cross_entropy(f, w.detach(), b, torch.tensor(HARD))
-    (of_features,) = torch.autograd.grad(value, f, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        of_features.sum().backward()
+    with pytest.raises(OptionError, match="no second derivative"):
+        torch.autograd.grad(value, f, create_graph=True)
+    soft = torch.tensor(SOFT).requires_grad_()
+    with pytest.raises(OptionError, match=r"with respect to targets: give targets\.detach"):
+        linear_binary_cross_entropy(f, w, b, soft)
+    with pytest.raises(OptionError, match="with respect to row_weight"):
+        linear_binary_cross_entropy(f, w, b, torch.tensor(HARD), row_weight=torch.tensor(BY_ROW).requires_grad_())
+
+
+def test_targets_that_changed_before_backward_are_noticed():
+    from gpubce.adapters.torch import linear_binary_cross_entropy
+
+    targets = torch.tensor(HARD)
+    value = linear_binary_cross_entropy(*tensors(F, W, B), targets)
+    targets.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_nothing_counted_gives_no_gradient():
+    """The mean of nothing is NaN, as everywhere, and its gradient 0: a batch without labels trains nothing."""
+    for targets in (np.full((ROWS, LABELS), -1, np.int8), torch.full((ROWS, LABELS), -1)):
+        given = (F, W, B) if isinstance(targets, np.ndarray) else [torch.tensor(array) for array in (F, W, B)]
+        value, gradients = LinearBinaryCrossEntropy(ignore_index=-1).value_and_grad(*given, targets)
+        assert value != value
+        assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_no_rows_and_no_labels():
+    for f, w in ((F[:0], W), (F, W[:0])):
+        targets = np.zeros((len(f), len(w)))
+        assert np.isnan(LinearBinaryCrossEntropy()(f, w, None, targets))
+        assert LinearBinaryCrossEntropy(reduction="sum")(f, w, None, ([], [])) == 0
+        gradients = LinearBinaryCrossEntropy().value_and_grad(f, w, None, targets)[1]
+        assert [one.shape for one in gradients[:2]] == [f.shape, w.shape]
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_sums_of_narrow_types_are_wide(kind):
+    """Of 5,000 rows, and of 200,000 labels in many chunks: float16 alone would stop at 2,048 or overflow."""
+    for rows, labels in ((5_000, 2), (1, 200_000)):
+        f, w = torch.ones(rows, 1, dtype=getattr(torch, kind)), torch.ones(labels, 1, dtype=getattr(torch, kind))
+        loss = LinearBinaryCrossEntropy(reduction="mean", chunk=1000)
+        found = loss.value_and_grad(f, w, None, ([], []))[1][:2]
+        wide = loss.value_and_grad(f.float(), w.float(), None, ([], []))[1][:2]
+        for own, other in zip(found, wide, strict=True):
+            assert own.dtype == f.dtype
+            assert torch.allclose(own.float(), other, rtol=tolerances.LINEAR[kind], atol=2.0**-24)
+    if kind == "float16":
+        bias = LinearBinaryCrossEntropy(denominator="rows").value_and_grad(
+            np.ones((4096, 2), "f2"), np.zeros((3, 2), "f2"), np.zeros(3, "f2"), ([], [])
+        )[1][2]
+        assert bias.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "uint16", "int32", "uint64"])
+def test_indices_may_be_of_any_integer_type(kind):
+    loss = LinearBinaryCrossEntropy(chunk=20)
+    expected = loss(F, W, B, HARD)
+    assert loss(F, W, B, tuple(numbers.astype(kind) for numbers in PAIR)) == expected
+    given = [torch.tensor(array) for array in (F, W, B)]
+    pair = tuple(torch.tensor(numbers).to(getattr(torch, kind)) for numbers in PAIR)
+    assert loss(*given, pair) == loss(*given, torch.tensor(HARD))
+    assert loss(*given, tuple(numbers[::-1] for numbers in PAIR)) == loss(*given, torch.tensor(HARD))
+
+
+def test_under_autocast():
+    from gpubce.adapters.torch import linear_binary_cross_entropy
+
+    layer = torch.nn.Linear(FEATURES, LABELS)
+    f, targets = torch.tensor(F, dtype=torch.float32), torch.tensor(HARD)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = linear_binary_cross_entropy(f, layer.weight, layer.bias, targets)
+        expected = BinaryCrossEntropy(from_logits=True)(layer(f), targets)
+        plain = LinearBinaryCrossEntropy().value_and_grad(f, layer.weight, None, targets)[1]
+    assert value.item() == pytest.approx(expected.item(), rel=tolerances.LINEAR["bfloat16"])
+    value.backward()
+    assert layer.weight.grad.dtype == torch.float32
+    again = LinearBinaryCrossEntropy().value_and_grad(f, layer.weight, None, targets)[1]
+    assert torch.equal(plain[0], again[0])
+
+
+def test_memory_for_options_by_label_is_bounded():
+    loss = LinearBinaryCrossEntropy(pos_weight=[1.0] * 1000, chunk=1000)
+    weight = np.ones((1000, 1))
+    for rows in range(1, 40):
+        loss(np.ones((rows, 1)), weight, None, ([], []))
+    assert len(loss._parts) < 300
 
 
 def test_bfloat16_is_pytorchs():
@@ -220,11 +305,11 @@ def test_siglip(chunk):
     loss = PairwiseSigmoidLoss(chunk=chunk)
     value, gradients = loss.value_and_grad(*unit, 10.0, -10.0)
     close(value, expected.detach())
-    assert loss(*unit, 10.0, -10.0) == value
+    assert loss(*unit, 10.0, -10.0) == value == loss(unit[0].tolist(), unit[1].tolist(), 10, np.float32(-10))
     of_images, of_texts, of_scale, of_bias = gradients
     for own, leaf in zip((of_images, of_texts, 10 * of_scale, of_bias), leaves, strict=True):
         close(own, leaf.grad)
-    scaled = loss.value_and_grad(*unit, np.array(10.0), np.array([-10.0]).reshape(()), grad_scale=4.0)[1]
+    scaled = loss.value_and_grad(*unit, np.array(10.0), np.array([-10.0]), grad_scale=4.0)[1]
     for own, other in zip(scaled, gradients, strict=True):
         close(own, 4 * other)
 
@@ -264,7 +349,23 @@ REFUSED = [
     (lambda: LinearBinaryCrossEntropy()(F, W, B, ([0, 1], [0])), ShapeError, "(2,)", "(1,)", "one length"),
     (lambda: LinearBinaryCrossEntropy()(F, W, B, ([0], [0], [1.0])), ShapeError, "tuple of 3"),
     (lambda: LinearBinaryCrossEntropy()(F, W, B, HARD * 2.5), InvalidValueError, "2.5"),
-    (lambda: LinearBinaryCrossEntropy()(F[:0], W, B, HARD[:0]), ShapeError, "(0, 3)", "no logits"),
+    (lambda: LinearBinaryCrossEntropy()(np.ma.masked_array(F), W, B, HARD), ArrayError, "masked array"),
+    (lambda: LinearBinaryCrossEntropy()(F, None, B, HARD), ArrayError, "weight is a builtins.NoneType"),
+    (lambda: LinearBinaryCrossEntropy()(F, W, B, HARD, row_weight=2.0), ShapeError, "row_weight has shape ()", "(7,)"),
+    (lambda: LinearBinaryCrossEntropy()(F, W, True, HARD), DtypeError, "bias bool"),
+    (lambda: LinearBinaryCrossEntropy().value_and_grad(F, W, B, HARD, grad_scale="2"), ArrayError, "grad_scale"),
+    (lambda: LinearBinaryCrossEntropy().value_and_grad(F, W, B, HARD, grad_scale=[1.0, 2.0]), ShapeError, "grad_scale"),
+    (lambda: LinearBinaryCrossEntropy()(F, W, B, torch.tensor(HARD).to_sparse()), ArrayError, "targets one of PyTorch"),
+    (
+        lambda: LinearBinaryCrossEntropy(chunk=1)(F, W, B, np.where(np.arange(LABELS) == 4, 7, HARD)),
+        *(InvalidValueError, "targets[0, 4] is 7"),
+    ),
+    (
+        lambda: LinearBinaryCrossEntropy(chunk=2)(F, W, B, HARD, row_weight=BY_ROW - 2 * (np.arange(ROWS) == 5)),
+        *(InvalidValueError, "row_weight[5] is -"),
+    ),
+    (lambda: PairwiseSigmoidLoss()(F, F, [1.0, 2.0], 0.0), ShapeError, "scale"),
+    (lambda: PairwiseSigmoidLoss()(F, F[:, :2], 1.0, 0.0), ShapeError, "images has shape (7, 3) and texts (7, 2)"),
     (lambda: LinearBinaryCrossEntropy(pos_weight=(1, 2))(F, W, B, HARD), ShapeError, "pos_weight has 2", "11 labels"),
     (lambda: LinearBinaryCrossEntropy().value_and_grad(F, W, B, HARD, of=("logits",)), OptionError, "of='logits'"),
     (lambda: PairwiseSigmoidLoss()(F, F[:3], 1.0, 0.0), ShapeError, "7 images and 3 texts"),

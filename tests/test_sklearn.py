@@ -11,7 +11,7 @@ metrics = pytest.importorskip("sklearn.metrics", reason="the adapter is scikit-l
 
 from gpubce import BinaryCrossEntropy  # noqa: E402
 from gpubce.adapters.sklearn import log_loss, scorer  # noqa: E402
-from gpubce.errors import DtypeError, GpubceError, InvalidValueError, OptionError, ShapeError  # noqa: E402
+from gpubce.errors import ArrayError, DtypeError, GpubceError, InvalidValueError, OptionError, ShapeError  # noqa: E402
 from tests import tolerances  # noqa: E402
 
 RNG = np.random.default_rng(5)
@@ -122,6 +122,15 @@ def test_options_of_the_loss_are_added():
         (lambda: log_loss([0, 1], [0.5, 1.5]), InvalidValueError, "1.5"),
         (lambda: log_loss([0, 1.5], [0.5, 0.5]), InvalidValueError, "1.5"),
         (lambda: log_loss([0, 1], [0.5, np.nan]), None, ""),
+        (
+            lambda: log_loss([1], [[0.5, 0.5], [0.5, 0.5]]),
+            ShapeError,
+            "the first axis of y_proba has shape (2,), y_true",
+        ),
+        (lambda: log_loss([0, 1], [0.5, 0.5], sample_weight=[2.0]), ShapeError, "sample_weight has shape (1,)"),
+        (lambda: log_loss([0, 1], np.ma.masked_array([0.5, 0.5])), ArrayError, "masked array"),
+        (lambda: log_loss([[0, 1]], [np.ones((1, 2)) / 2, np.ones((1, 3)) / 3], average=None), ShapeError, "(n, 2)"),
+        (lambda: log_loss([0, 2, 5], [0.5, 0.5, 0.5], ignore_index=5), OptionError, "targets 0 and 1"),
         (lambda: log_loss([0, 1], ["a", "b"]), DtypeError, "y_proba has type"),
     ],
 )
@@ -133,6 +142,32 @@ def test_what_is_refused(call, error, words):
         call()
     assert type(caught.value) is error
     assert isinstance(caught.value, GpubceError)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pos_weight": 3},
+        {"class_weight": (1, 3)},
+        {"alpha": 0.2},
+        {"eps": (0.2, 0.1)},
+        {"eps": 0.1},
+        {"label_smoothing": 0.1},
+        {"gamma": 2},
+        {"ignore_index": 0},
+        {"ignore_index": 1},
+    ],
+    ids=str,
+)
+def test_one_column_and_two_are_the_same_problem(options):
+    one, two = log_loss(Y, P, **options), log_loss(Y, np.stack([1 - P, P], axis=1), **options)
+    same(one, two)
+
+
+def test_ignored_targets_are_no_class():
+    same(log_loss([0, -1, 1], [0.3, 0.9, 0.6], ignore_index=-1), log_loss([0, 1], [0.3, 0.6]))
+    two = [[0.7, 0.3], [0.1, 0.9], [0.4, 0.6]]
+    same(log_loss([1, -1, 1], two, ignore_index=-1), log_loss([1, 1], [0.3, 0.6]))
 
 
 def test_tensors_are_taken():

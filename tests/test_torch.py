@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the adapter is PyTorch's")
 
 import gpubce  # noqa: E402
+from gpubce import BinaryCrossEntropy  # noqa: E402
 from gpubce.adapters import torch as ours  # noqa: E402
 from gpubce.errors import DtypeError, GpubceError, InvalidValueError, OptionError, ShapeError  # noqa: E402
 from tests import tolerances  # noqa: E402
@@ -413,6 +414,58 @@ def test_pos_weight_may_be_the_option():
     )
     with pytest.raises(OptionError, match="pos_weight=-1"):
         ours.BCEWithLogitsLoss(pos_weight=[1, -1])
+
+
+@pytest.mark.parametrize("weights", [range(1, 4), np.array([1.0, 2, 3]), [np.float32(1), 2, 3], (1, 2, 3)], ids=type)
+def test_pos_weight_may_be_any_sequence_of_numbers(weights):
+    x, y = numbers(2, 3), torch.ones(2, 3, dtype=torch.float64)
+    expected = ours.binary_cross_entropy_with_logits(x, y, pos_weight=torch.tensor([1.0, 2.0, 3.0]))
+    assert ours.binary_cross_entropy_with_logits(x, y, pos_weight=weights) == expected
+    if not isinstance(weights, range):
+        layer = ours.BCEWithLogitsLoss(pos_weight=weights)
+        assert layer(x, y) == expected
+        assert "pos_weight=(1.0, 2.0, 3.0)" in repr(layer)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pos_weight": [1.0, 2.0, 3.0], "label_axis": 0},
+        {"label_weight": (1.0, 2.0, 3.0), "label_axis": 0},
+        {"label_weight": (1.0, 2.0, 3.0), "label_axis": -1, "reduction": "none"},
+        {"denominator": "rows"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 2, 3)], ids=str)
+def test_the_labels_under_vmap_are_those_of_a_sample(options, shape):
+    if len(shape) == 1 and ("pos_weight" in options or "label_weight" in options):
+        x, y = numbers(4, *shape), unit(4, *shape)
+        with pytest.raises(ShapeError):
+            torch.func.vmap(partial(ours.binary_cross_entropy_with_logits, **options))(x, y)
+        return
+    x, y = numbers(4, *shape), unit(4, *shape)
+    function = partial(ours.binary_cross_entropy_with_logits, **options)
+    slope = torch.func.grad(lambda x, y: function(x, y).sum())
+    for mapped in (function, slope):
+        found = torch.func.vmap(mapped)(x, y)
+        assert torch.equal(found, torch.stack([mapped(*sample) for sample in zip(x, y, strict=True)]))
+
+
+def test_compiled_where_nobody_wants_a_gradient():
+    """The step of validation."""
+    x, y = numbers(4, 3), unit(4, 3)
+    loss = ours.BCEWithLogitsLoss()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert compiled(x, y) == loss(x, y)
+    assert compiled(x, y) == loss(x, y)
+
+
+def test_more_than_any_memory_is_a_memory_error():
+    x = torch.zeros(1, 1).expand(2**40, 2**22)
+    with pytest.raises(MemoryError):
+        BinaryCrossEntropy(from_logits=True, reduction="none")(x, x)
 
 
 @pytest.mark.gpu

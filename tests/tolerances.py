@@ -74,9 +74,9 @@ CONVENTION = {"float64": 1e-12, "float32": 1e-6}
 """The number of another library beside ours with its convention, in means of at least 1 nat: it forms 1 - p and adds
 in the type itself."""
 
-LINEAR = {"float64": 1e-12}
+LINEAR = {"float64": 1e-12, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The loss of a linear layer in chunks and in one piece, relative and absolute: a product of matrices adds in an order
-of its own, and gradients are sums of a dozen terms of up to 10."""
+of its own, and gradients are sums of a dozen terms of up to 10. In the narrow types: logits and results are rounded."""
 
 JAX = 1e-5
 """Derivatives beside those of JAX's own formula, in float32, relative and absolute: a dozen roundings of each."""

@@ -6,8 +6,9 @@ reduction "none", else float32 (float64 for float64).
 
 Where the values are known, outside of ``jit``, arrays are read where they are, on the CPU or a GPU, and the results are
 handed over by DLPack. Inside of ``jit`` the loss is a ``jax.pure_callback``: on the CPU it reads XLA's memory without a
-copy, and XLA copies the result; on a GPU everything goes to the host and back, which is slow. An invalid element
-raises InvalidValueError outside of ``jit``, and makes the loss NaN inside.
+copy, and XLA copies the result; on a GPU everything goes to the host and back, which is slow. bfloat16 takes the
+callback everywhere. An invalid element raises InvalidValueError where arrays are read where they are, and makes the
+loss NaN in a callback.
 
 What does not work: gradients with respect to labels and weights (an error says so), forward mode (``jvp``, ``jacfwd``),
 third derivatives, and arrays that are sharded over devices.
@@ -77,7 +78,7 @@ def binary_cross_entropy(probabilities: Any, labels: Any, *, weight: Any = None,
 
 
 def sigmoid_focal_loss(
-    logits: Any, labels: Any, alpha: float | None = None, gamma: float = 2.0, **options: Any
+    logits: Any, labels: Any, alpha: float | None = None, gamma: float = 2.0, *, weight: Any = None, **options: Any
 ) -> jax.Array:
     """``optax.losses.sigmoid_focal_loss``: the focal loss (Lin et al. 2017, eq. 5).
 
@@ -91,16 +92,23 @@ def sigmoid_focal_loss(
     >>> print(sigmoid_focal_loss(jnp.array([2.0, -1.0]), jnp.array([1.0, 0.0])))
     [0.00180356 0.02265806]
     """
-    return _call(logits, labels, None, {"from_logits": True, "alpha": alpha, "gamma": gamma, **options})
+    return _call(logits, labels, weight, {"from_logits": True, "alpha": alpha, "gamma": gamma, **options})
 
 
 def _call(predictions: Any, labels: Any, weight: Any, options: dict[str, Any]) -> jax.Array:
     loss = from_options({"reduction": "none", **options})
     predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
     name = "logits" if loss.from_logits else "probabilities"
-    # What can be known now is not left to XLA, which would put its own error around ours.
+    # What is known now is not left to XLA, which would put its own error around ours.
     checks.prediction_type(name, str(predictions.dtype))
     checks.same_shape(name, predictions.shape, "labels", labels.shape)
+    checks.one_of_targets("labels", str(labels.dtype))
+    for option in ("pos_weight", "label_weight"):
+        if isinstance(values := getattr(loss, option), tuple):
+            checks.one_per_label(option, values, predictions.shape, loss.label_axis)
+    checks.label_count(predictions.shape, loss.label_axis)
+    if loss.ignore_index is not None:
+        checks.ignorable(loss.ignore_index, str(labels.dtype))
     if loss.axis is not None:
         checks.reduced_axes(checks.axes(loss.axis), predictions.shape)
     if weight is not None:

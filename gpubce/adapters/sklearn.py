@@ -21,6 +21,9 @@ __all__ = ["log_loss", "scorer"]
 FIXED = ("from_logits", "reduction", "denominator", "axis", "label_axis", "base")
 """Options that log_loss decides."""
 
+SYMMETRIC = {"dtype", "log_floor", "label_smoothing", "gamma"}
+"""Options for which the two classes are alike."""
+
 
 def log_loss(
     y_true: Any,
@@ -39,7 +42,8 @@ def log_loss(
     ----------
     y_true : array of shape (n,) or (n, labels)
         Classes, of which the greater one is positive, as in scikit-learn; or soft targets: floats in [0, 1], which
-        scikit-learn refuses. Numbers that are all 0 or 1 need no ``labels``, even where one of them is missing.
+        scikit-learn refuses. Numbers that are all 0 or 1 need no ``labels``, even where one of them is missing. Where
+        a fold may have the one class of {1, 2} that could be meant otherwise, give ``labels``.
     y_proba : array of shape (n,), (n, 2) or (n, labels), or a list of (n, 2)
         Probabilities of the positive class; of both classes; of each label; or what ``predict_proba`` of a forest
         gives for several labels. Array-like, or CuPy or PyTorch with the other arrays beside it.
@@ -61,7 +65,7 @@ def log_loss(
 
     Returns
     -------
-    float, or for ``average=None`` an array of shape (labels,) of float64 beside ``y_proba``
+    float, or with several labels and ``average=None`` an array of shape (labels,) of float64 beside ``y_proba``
 
     Raises
     ------
@@ -88,8 +92,10 @@ def log_loss(
             raise OptionError(f"{name} is what log_loss decides: leave it out")
     normalize = checks.flag("normalize", normalize)
     predictions = _predictions(y_pred if y_proba is None else y_proba)
-    targets = _targets(y_true, labels)
-    weight = None if sample_weight is None else _array(sample_weight)
+    targets = _targets(y_true, labels, options.get("ignore_index"))
+    weight = None if sample_weight is None else _array("sample_weight", sample_weight)
+    if weight is not None and tuple(weight.shape) != tuple(targets.shape[:1]):
+        raise ShapeError(f"sample_weight has shape {tuple(weight.shape)}: it must be {tuple(targets.shape[:1])}")
     per_label = targets.ndim == 2
     if per_label and average == "binary":
         raise OptionError(
@@ -97,7 +103,7 @@ def log_loss(
             "several labels give average='macro' or average=None; for one class use sklearn.metrics.log_loss"
         )
     if not per_label and predictions.ndim == 2:
-        predictions, targets = _of_two_columns(predictions, targets)
+        predictions, targets = _of_two_columns(predictions, targets, exchangeable=SYMMETRIC.issuperset(options))
 
     options = {"dtype": "float64", **options}
     options |= {"reduction": "mean" if normalize else "sum", "axis": 0 if per_label else None}
@@ -135,9 +141,14 @@ def scorer(**options: Any) -> Any:
 # What scikit-learn's users give ---------------------------------------------------------------------------------------
 
 
-def _array(given: Any) -> Any:
-    """An array of CuPy or PyTorch as it is, anything else in NumPy."""
-    return given if library_of(given, "an argument").NAME in ("CuPy", "PyTorch") else np.asarray(given)
+def _array(name: str, given: Any) -> Any:
+    """An array of CuPy or PyTorch as it is, anything else in NumPy. Masked arrays are refused."""
+    library = library_of(given, name)
+    if library.NAME in ("CuPy", "PyTorch"):
+        return given
+    if isinstance(given, np.ndarray):
+        library.buffer(given)
+    return np.asarray(given)
 
 
 def _type_of(predictions: Any) -> str:
@@ -147,8 +158,11 @@ def _type_of(predictions: Any) -> str:
 
 def _predictions(given: Any) -> Any:
     if isinstance(given, list | tuple) and given and all(getattr(one, "ndim", 0) == 2 for one in given):
+        shapes = {tuple(one.shape) for one in given}
+        if len(shapes) > 1 or next(iter(shapes))[1] != 2:
+            raise ShapeError(f"y_proba is a list of arrays of shape {shapes}: each must be (n, 2), for two classes")
         given = np.stack([one[:, 1] for one in given], axis=1)
-    array = _array(given)
+    array = _array("y_proba", given)
     if isinstance(array, np.ndarray) and array.dtype.kind in "biu":
         array = array.astype(np.float64)
     _type_of(array)
@@ -157,9 +171,9 @@ def _predictions(given: Any) -> Any:
     return array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
 
 
-def _targets(given: Any, labels: Any) -> Any:
-    """1 for the positive class and 0 for the other, or soft targets as they are."""
-    array = _array(given)
+def _targets(given: Any, labels: Any, ignored: Any) -> Any:
+    """1 for the positive class and 0 for the other, or soft targets as they are; and what is ignored."""
+    array = _array("y_true", given)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array.reshape(-1)
     if not isinstance(array, np.ndarray):
@@ -167,9 +181,12 @@ def _targets(given: Any, labels: Any) -> Any:
             raise OptionError("labels are for NumPy arrays: give y_true as bool, integers 0 and 1, or soft targets")
         return array
     if labels is None and array.dtype.kind in "biuf":
-        whole = array.dtype.kind != "f" or np.array_equal(array, np.floor(array))
-        if not whole or array.size == 0 or (array.min() >= 0 and array.max() <= 1):
+        seen = array if ignored is None else array[(array != ignored) & (array == array)]
+        whole = array.dtype.kind != "f" or np.array_equal(seen, np.floor(seen))
+        if not whole or seen.size == 0 or (seen.min() >= 0 and seen.max() <= 1):
             return array  # What is out of range is found where the loss is computed.
+    if ignored is not None:
+        raise OptionError("ignore_index is for targets 0 and 1 and soft ones: leave out labels, or such rows")
     classes = np.unique(array if labels is None else np.asarray(labels))
     if len(classes) != 2:
         source = "y_true" if labels is None else "labels"
@@ -186,8 +203,11 @@ def _targets(given: Any, labels: Any) -> Any:
     return array == classes[1]
 
 
-def _of_two_columns(columns: Any, targets: Any) -> tuple[Any, Any]:
-    """The same problem with one column, that of the less likely class: 1 - p has lost the digits that it has."""
+def _of_two_columns(columns: Any, targets: Any, exchangeable: bool) -> tuple[Any, Any]:
+    """The same problem with one column: that of the less likely class where the classes are exchangeable, because 1 - p
+    has lost the digits that it has."""
+    checks.same_shape("the first axis of y_proba", tuple(columns.shape[:1]), "y_true", tuple(targets.shape))
+    checks.same_library("y_proba", library_of(columns, "y_proba").NAME, "y_true", library_of(targets, "y_true").NAME)
     if columns.shape[1] != 2:
         raise ShapeError(
             f"y_proba has {columns.shape[1]} columns and y_true one: log_loss is for two classes; use "
@@ -202,5 +222,7 @@ def _of_two_columns(columns: Any, targets: Any) -> tuple[Any, Any]:
         raise InvalidValueError(
             f"y_proba has rows that do not sum to 1 (off by {float(off.max()):.3g}): pass probabilities of both classes"
         )
+    if not exchangeable:
+        return columns[:, 1], targets
     likely = columns[:, 1] > 0.5
     return library.where(likely, columns[:, 0], columns[:, 1]), library.where(likely, 1 - 1 * targets, 1 * targets)

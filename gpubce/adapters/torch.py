@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 
-from gpubce import dispatch
-from gpubce.errors import OptionError
+from gpubce import checks, dispatch
+from gpubce.errors import ArrayError, OptionError
 from gpubce.linear import CHUNK, LAYER, LinearBinaryCrossEntropy
 from gpubce.loss import BinaryCrossEntropy, from_options
 
@@ -201,6 +201,8 @@ def _one_for_each_sample(function: Any, leading: int, info: Any, in_dims: tuple,
     *tensors, options = inputs
     places = in_dims[: len(tensors)]
     ndim = tensors[leading].ndim - (places[leading] is not None)
+    # A sample of one axis is one label: behind the axis of the samples, one more keeps it so.
+    one_label, reduced = ndim == 1, _reduction_of(options) != "none"
     moved = []
     for k, (tensor, place) in enumerate(zip(tensors, places, strict=True)):
         if tensor is not None and place is not None:
@@ -209,11 +211,27 @@ def _one_for_each_sample(function: Any, leading: int, info: Any, in_dims: tuple,
                 tensor = tensor.reshape(info.batch_size, *[1] * (ndim + 1 - tensor.ndim), *tensor.shape[1:])
         elif tensor is not None and k <= leading + 1:
             tensor = tensor.expand(info.batch_size, *tensor.shape)
+        if tensor is not None and one_label and tensor.ndim and not (k < leading and reduced):
+            tensor = tensor.unsqueeze(-1)
         moved.append(tensor)
-    if _reduction_of(options) != "none":
-        axes = [axis + 1 for axis in _reduced(options, ndim)]
-        options = _with(options, {"axis": axes} if axes else {"reduction": "none", "axis": None})
-    return function.apply(*moved, options), 0
+    options = _of_samples(options, ndim)
+    result = function.apply(*moved, options)
+    return result.squeeze(-1) if one_label and (leading or not reduced) else result, 0
+
+
+@torch.compiler.assume_constant_result
+def _of_samples(options: str, ndim: int) -> str:
+    """The options for inputs with an axis of samples in front, and one behind samples of one axis."""
+    loss = _parsed(options)
+    changed: dict[str, Any] = {}
+    if loss.label_axis >= 0 and ndim > 1:
+        changed["label_axis"] = loss.label_axis - ndim
+    elif ndim == 1:
+        changed["label_axis"] = -1
+    if loss.reduction != "none":
+        axes = [axis + 1 for axis in _reduced(options, ndim)] + ([2] if ndim == 1 else [])
+        changed |= {"axis": axes} if axes else {"reduction": "none", "axis": None}
+    return _with(options, changed)
 
 
 def _apply(function: Any, operator: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -314,11 +332,23 @@ def _call(
         raise OptionError("base changes the unit of the loss: PyTorch's is nats, so leave it out")
     if options.get("reduction") == "none" and torch.is_autocast_enabled(input.device.type):
         input = input.float()  # Autocast gives these losses in float32.
-    if isinstance(pos_weight, Sequence | float | int):
-        options, pos_weight = options | {"pos_weight": pos_weight}, None
-    if pos_weight is not None:
+    if isinstance(pos_weight, Tensor):
         pos_weight = pos_weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
-    return _Loss.apply(input, target, weight, pos_weight, _written(options))
+    elif pos_weight is not None:
+        options, pos_weight = options | {"pos_weight": _numbers(pos_weight)}, None
+    inputs = input, target, weight, pos_weight
+    if torch.compiler.is_compiling() and not _wants_gradient(inputs):
+        return _loss(*inputs, _written(options))  # Dynamo fails on a function of which nobody wants a gradient.
+    return _Loss.apply(*inputs, _written(options))
+
+
+@torch.compiler.assume_constant_result
+def _numbers(pos_weight: Any) -> float | tuple[float, ...] | None:
+    return checks.label_vector("pos_weight", list(pos_weight) if isinstance(pos_weight, range) else pos_weight)
+
+
+def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
@@ -410,17 +440,22 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, loss, targets, row_weight, features, weight, bias):
-        ctx.save_for_backward(features, weight, bias)
-        ctx.given = loss, targets, row_weight
+        # PyTorch refuses to go backward where one of these was changed in place.
+        ctx.pair = isinstance(targets, tuple)
+        parts = [torch.as_tensor(part) for part in targets] if ctx.pair else [targets]
+        ctx.save_for_backward(features, weight, bias, row_weight, *parts)
+        ctx.loss = loss
         return loss(features, weight, bias, targets, row_weight=row_weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        loss, targets, row_weight = ctx.given
+        if torch.is_grad_enabled():
+            raise OptionError("there is no second derivative of linear_binary_cross_entropy: leave create_graph out")
+        features, weight, bias, row_weight, *parts = ctx.saved_tensors
+        targets = tuple(parts) if ctx.pair else parts[0]
         of = [name for name, needed in zip(LAYER, ctx.needs_input_grad[3:], strict=True) if needed]
         how = {"row_weight": row_weight, "grad_scale": grad, "of": of, "check": False}  # The loss has checked them.
-        return None, None, None, *loss.value_and_grad(*ctx.saved_tensors, targets, **how)[1]
+        return None, None, None, *ctx.loss.value_and_grad(features, weight, bias, targets, **how)[1]
 
 
 @torch.compiler.disable
@@ -438,7 +473,8 @@ def linear_binary_cross_entropy(
     :class:`gpubce.LinearBinaryCrossEntropy` for the arguments and errors.
 
     Forward keeps the inputs; backward makes each chunk of logits once more. Gradients are those of features, weight and
-    bias. ``torch.compile`` leaves this call to Python.
+    bias, once: there is no second derivative. Autocast converts the three as it does for ``torch.nn.Linear``.
+    ``torch.compile`` leaves this call to Python.
 
     Examples
     --------
@@ -451,6 +487,18 @@ def linear_binary_cross_entropy(
     >>> layer.weight.grad.shape
     torch.Size([1000, 4])
     """
+    for name, array in (("targets", targets), ("row_weight", row_weight)):
+        if isinstance(array, Tensor) and array.requires_grad:
+            raise OptionError(f"there is no gradient with respect to {name}: give {name}.detach()")
+    if not isinstance(targets, Tensor | tuple):
+        raise ArrayError(f"targets is a {type(targets).__name__}: give a tensor, or (row numbers, label numbers)")
+    if isinstance(bias, float | int):
+        bias = features.new_tensor(bias)
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind):
+        half = torch.get_autocast_dtype(kind)
+        features, weight = features.to(half), weight.to(half)
+        bias = None if bias is None else bias.to(half)
     loss = LinearBinaryCrossEntropy(chunk=chunk, **options)
     return _Linear.apply(loss, targets, row_weight, features, weight, bias)
 
@@ -514,8 +562,7 @@ class BCEWithLogitsLoss(_WeightedLoss):
         if pos_weight is None or isinstance(pos_weight, Tensor):
             self.register_buffer("pos_weight", pos_weight)
         else:
-            from_options({"from_logits": True, "pos_weight": pos_weight})
-            self.pos_weight = pos_weight
+            self.pos_weight = checks.label_vector("pos_weight", pos_weight)
         self.options = options
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -526,4 +573,5 @@ class BCEWithLogitsLoss(_WeightedLoss):
 
     def extra_repr(self) -> str:
         """The options that PyTorch's class has not."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        own = {} if self.pos_weight is None or isinstance(self.pos_weight, Tensor) else {"pos_weight": self.pos_weight}
+        return ", ".join(f"{name}={value!r}" for name, value in (own | self.options).items())

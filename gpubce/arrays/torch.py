@@ -68,7 +68,10 @@ def empty(shape: Sequence[int], storage: str, like: Buffer) -> "torch.Tensor":
     if like.device.kind != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=_torch_device(like))
     # NumPy asks Linux for pages of 2 MiB and PyTorch does not: loss and gradient of 2^24 float32 take 16 and not 32 ms.
-    return torch.from_numpy(np.empty(tuple(shape), f"i{dtype.itemsize}")).view(dtype)
+    try:
+        return torch.from_numpy(np.empty(tuple(shape), f"i{dtype.itemsize}")).view(dtype)
+    except ValueError as error:  # No memory can hold it.
+        raise MemoryError(str(error)) from None
 
 
 def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> "torch.Tensor":
