@@ -27,7 +27,7 @@ HOLES = np.where(RNG.random((ROWS, LABELS)) < 0.2, -1, HARD).astype(np.int8)
 BY_ROW = RNG.random(ROWS)
 PAIR = np.nonzero(HARD)
 
-CHUNKS = (1, 5, 7, 30, 77, 10**6)
+CHUNKS = (1, 7, 30, 10**6)
 """Smaller than a row, a column, in between, and everything."""
 
 OPTIONS = [
