@@ -1,5 +1,6 @@
 """PyTorch's losses and the drop-ins: the same values, gradients, gradients of gradients, under every transform."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -460,6 +461,32 @@ def test_compiled_where_nobody_wants_a_gradient():
     with torch.no_grad():
         assert compiled(x, y) == loss(x, y)
     assert compiled(x, y) == loss(x, y)
+
+
+STEP = """
+import torch
+from gpubce.adapters.torch import binary_cross_entropy_with_logits as loss
+
+def held(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 1024
+
+def step(x, y):
+    loss(x, y).backward()
+
+step(torch.randn(2**17).requires_grad_(), torch.rand(2**17))  # Loads, compiles and starts threads.
+x, y = torch.randn(2**24).requires_grad_(), torch.rand(2**24)
+open("/proc/self/clear_refs", "w").write("5")  # The peak is that from here on.
+before = held("VmRSS:")
+step(x, y)
+print(held("VmHWM:") - before, x.grad.nbytes / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is Linux's")
+def test_a_step_takes_the_memory_of_the_gradient():
+    taken, gradient = map(float, run(STEP).split())
+    assert gradient == 64
+    assert taken < gradient + tolerances.STEP_MEGABYTES
 
 
 def test_more_than_any_memory_is_a_memory_error():

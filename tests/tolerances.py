@@ -80,3 +80,6 @@ of its own, and gradients are sums of a dozen terms of up to 10. In the narrow t
 
 JAX = 1e-5
 """Derivatives beside those of JAX's own formula, in float32, relative and absolute: a dozen roundings of each."""
+
+STEP_MEGABYTES = 8.0
+"""Beside the gradient of 64 MB that a step of training leaves: sums by block, and what allocators round up."""
