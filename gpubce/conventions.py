@@ -99,9 +99,9 @@ def _rounded_clip(clip: float | str, storage: str) -> float | tuple[float, float
 # In words -----------------------------------------------------------------------------------------------------------
 
 
-def _limits(loss: BinaryCrossEntropy, floor: float | None) -> str:
+def _limits(loss: BinaryCrossEntropy) -> str:
     if loss.eps is not None:
-        low, high = loss.eps if isinstance(loss.eps, tuple) else (loss.eps, loss.eps)
+        low, high = loss._bounds
         if low == high:
             bounds, most = f"1 - {low:.3g}", f"at most {-math.log(low):.4g} nats"
         elif high:
@@ -110,7 +110,7 @@ def _limits(loss: BinaryCrossEntropy, floor: float | None) -> str:
             bounds, most = "1", f"{-math.log(low):.4g} nats where the target is 1, and infinitely many where it is 0"
         clipped = f"Probabilities are first clipped to [{low:.3g}, {bounds}]"
         return f"{clipped}, so a confident miss costs {most}, before weights."
-    if floor is not None:
+    if (floor := loss._floor) is not None:
         return (
             f"Logarithms are not below {floor:.4g}: a confident miss costs at most {-floor:.4g} nats, before weights."
         )
@@ -134,11 +134,11 @@ def _reduction(loss: BinaryCrossEntropy) -> str:
     return f"The mean over {over}: their sum divided by {by}."
 
 
-def explain(loss: BinaryCrossEntropy, floor: float | None) -> str:
+def explain(loss: BinaryCrossEntropy) -> str:
     """The options in words, one sentence each."""
     unit = "nats" if loss.base is None else "bits" if loss.base == 2 else f"units of ln {loss.base:g} nats"
     lines = [f"Binary cross-entropy of {'logits' if loss.from_logits else 'probabilities'}, in {unit}."]
-    lines += [_reduction(loss), _limits(loss, floor)]
+    lines += [_reduction(loss), _limits(loss)]
     if loss.label_smoothing:
         s = loss.label_smoothing
         lines.append(f"Targets are smoothed: 0 becomes {s / 2:g} and 1 becomes {1 - s / 2:g}.")
@@ -157,15 +157,15 @@ def explain(loss: BinaryCrossEntropy, floor: float | None) -> str:
         lines.append(f"Each loss is multiplied by (1 - p_t)^{loss.gamma:g} (focal gamma), so it is no log-likelihood.")
     if loss.ignore_index is not None:
         lines.append(f"Elements whose target is {loss.ignore_index} are not counted.")
-    lines += [f"{CONVENTIONS[name].function} averages and limits in this way." for name in _same(loss, floor)]
+    lines += [f"{CONVENTIONS[name].function} averages and limits in this way." for name in _same(loss)]
     return "\n".join(lines)
 
 
-def _same(loss: BinaryCrossEntropy, floor: float | None) -> list[str]:
+def _same(loss: BinaryCrossEntropy) -> list[str]:
     """The libraries with this mean, these limits and this unit, for float64 or float32 predictions."""
     if (loss.reduction, loss.axis, loss.base) != ("mean", None, None):
         return []
-    own = {"denominator": loss.denominator, "log_floor": floor, "eps": loss.eps}
+    own = {"denominator": loss.denominator, "log_floor": loss._floor, "eps": loss.eps}
     found = []
     for name, convention in CONVENTIONS.items():
         if convention.logits or not loss.from_logits:

@@ -162,6 +162,7 @@ class LinearBinaryCrossEntropy:
     ) -> tuple[Any, tuple[Any, Any, Any]]:
         layer = _Layer.of(features, weight, bias, row_weight)
         checking = checks.checking(check)
+        factor = _one_number("grad_scale", grad_scale, layer, layer.library.float64)
         with layer.current():
             source = _targets(targets, layer)
             sums = None if wanted is None else _Gradients(layer, wanted)
@@ -182,11 +183,9 @@ class LinearBinaryCrossEntropy:
                     sums.add(part, logits)
             total = replace(total, rows=float(layer.row_count))
             value = self._finishing(layer.storage).finish(total)
-            factor = _one_number("grad_scale", grad_scale, layer, layer.library.float64)
-            gradients = (
-                (None, None, None) if sums is None else sums.finished(self._scale(total, layer.library) * factor)
-            )
-        return value, gradients
+            if sums is None:
+                return value, (None, None, None)
+            return value, sums.finished(self._scale(total, layer.library) * factor)
 
     def _chunks(self, layer: _Layer) -> Iterator[_Part]:
         rows = max(1, min(layer.row_count, ROWS, self.chunk))
@@ -368,7 +367,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Layer:
-    """The arrays of a call, and room for a chunk of logits."""
+    """The arrays of a call."""
 
     features: Any
     weight: Any
@@ -541,6 +540,8 @@ class _Positives:
         self.labels_on_host = _on_host(self.labels)
         self.row_count = layer.row_count
         self.room = _Room(layer, layer.library.uint8 if values is None else values.dtype)
+        self.spread: Any = None
+        """Where the entries of the chunk stand."""
 
     @classmethod
     def at(cls, rows: Any, labels: Any, values: Any, layer: _Layer) -> _Positives:
@@ -579,11 +580,11 @@ class _Positives:
         targets = self.room.of(part)
         rows, labels, values = self._entries(part)
         targets[rows, labels] = values
+        self.spread = rows, labels
         return targets
 
     def clear(self, part: _Part) -> None:
-        rows, labels, _ = self._entries(part)
-        self.room.of(part)[rows, labels] = 0
+        self.room.of(part)[self.spread] = 0
 
 
 def _on_host(array: Any) -> np.ndarray:

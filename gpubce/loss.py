@@ -413,7 +413,7 @@ class BinaryCrossEntropy:
         before weights.
         sklearn.metrics.log_loss averages and limits in this way.
         """
-        return explain(self, self._floor)
+        return explain(self)
 
     @property
     def _floor(self) -> float | None:
@@ -421,6 +421,18 @@ class BinaryCrossEntropy:
         if isinstance(self.log_floor, Unset):
             return None if self.from_logits or self.eps is not None else DEFAULT_LOG_FLOOR
         return self.log_floor
+
+    @property
+    def _bounds(self) -> Any:
+        """How far clipped probabilities stay from 0 and from 1; of use where ``eps`` is given."""
+        return self.eps if isinstance(self.eps, tuple) else (self.eps, self.eps)
+
+    def _reduced_axes(self, ndim: int) -> tuple[int, ...]:
+        """The axes of an array with so many that are reduced."""
+        if self.reduction == "none":
+            return ()
+        axes: Any = range(ndim) if self.axis is None else self.axis
+        return tuple(sorted(axis % ndim for axis in axes))
 
     # What the options mean to a kernel --------------------------------------------------------------------------------
 
@@ -446,7 +458,7 @@ class BinaryCrossEntropy:
         if self._floor is not None:
             parameters |= {"log_cap": -self._floor, "reciprocal_cap": RECIPROCAL_CAP}
         if self.eps is not None:
-            low, high = self.eps if isinstance(self.eps, tuple) else (self.eps, self.eps)
+            low, high = self._bounds
             parameters |= {
                 "clip_low": low,
                 "clip_low_log": -math.log(low),

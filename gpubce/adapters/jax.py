@@ -143,7 +143,7 @@ def _forward(function: Callable, loss: BinaryCrossEntropy, *given: Any) -> tuple
 def _backward_of_loss(loss: BinaryCrossEntropy, arrays: tuple, cotangent: Any) -> tuple:
     if isinstance(cotangent, SymbolicZero):
         return jnp.zeros_like(arrays[0]), None, None
-    reduced = _reduced(loss, arrays[0].ndim)
+    reduced = loss._reduced_axes(arrays[0].ndim)
     cotangent = jnp.expand_dims(cotangent, reduced)
     return (_gradient(loss, *arrays) * cotangent).astype(arrays[0].dtype), None, None
 
@@ -158,14 +158,6 @@ _loss.defvjp(partial(_forward, _loss), _backward_of_loss, symbolic_zeros=True)
 _gradient.defvjp(partial(_forward, _gradient), _backward_of_gradient, symbolic_zeros=True)
 
 
-def _reduced(loss: BinaryCrossEntropy, ndim: int) -> tuple[int, ...]:
-    """The axes that are reduced."""
-    if loss.reduction == "none":
-        return ()
-    axes: Any = range(ndim) if loss.axis is None else loss.axis
-    return tuple(sorted(axis % ndim for axis in axes))
-
-
 # Calls --------------------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +170,7 @@ def _evaluate(what: str, loss: BinaryCrossEntropy, predictions: Any, labels: Any
     shape, storage = predictions.shape, str(predictions.dtype)
     result = jax.ShapeDtypeStruct(shape, predictions.dtype)
     if what == "value" and loss.reduction != "none":
-        reduced = _reduced(loss, len(shape))
+        reduced = loss._reduced_axes(len(shape))
         kept = tuple(length for axis, length in enumerate(shape) if axis not in reduced)
         result = jax.ShapeDtypeStruct(kept, np.dtype(loss.dtype or PRECISIONS[storage].reduced))
     return jax.pure_callback(
@@ -207,7 +199,7 @@ def _called(
     padded: Any = {name: one.reshape(one.shape + (1,) * missing) for name, one in zip(names, given, strict=False)}
     arguments = dispatch.Arguments(**padded, check=False)
     found = _compute(what, _of_samples(loss, ndim, missing), arguments)
-    reduced = _reduced(loss, ndim) if what == "value" else ()
+    reduced = loss._reduced_axes(ndim) if what == "value" else ()
     kept = tuple(length for axis, length in enumerate(shape[samples:]) if axis not in reduced)
     return np.asarray(found, kind).reshape(shape[:samples] + kept)
 
@@ -216,7 +208,7 @@ def _called(
 def _of_samples(loss: BinaryCrossEntropy, ndim: int, missing: int) -> BinaryCrossEntropy:
     """The loss with axes counted from the end, beside ``missing`` more."""
     label_axis = loss.label_axis if loss.label_axis < 0 or not ndim else loss.label_axis - ndim
-    axis = tuple(axis - ndim - missing for axis in _reduced(loss, ndim)) + tuple(range(-missing, 0))
+    axis = tuple(axis - ndim - missing for axis in loss._reduced_axes(ndim)) + tuple(range(-missing, 0))
     if loss.reduction == "none":
         return replace(loss, label_axis=label_axis)
     return replace(loss, label_axis=label_axis if ndim > 1 else -1, axis=axis)

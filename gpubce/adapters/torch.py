@@ -68,11 +68,7 @@ def _reduction_of(options: str) -> str:
 @torch.compiler.assume_constant_result
 def _reduced(options: str, ndim: int) -> list[int]:
     """The axes that the loss of an input with so many axes sums over."""
-    loss = _parsed(options)
-    if loss.reduction == "none":
-        return []
-    axes = range(ndim) if loss.axis is None else (loss.axis,) if isinstance(loss.axis, int) else loss.axis
-    return sorted(axis % ndim for axis in axes)
+    return [*_parsed(options)._reduced_axes(ndim)]
 
 
 @torch.compiler.assume_constant_result
