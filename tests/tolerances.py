@@ -83,3 +83,7 @@ JAX = 1e-5
 
 STEP_MEGABYTES = 8.0
 """Beside the gradient of 64 MB that a step of training leaves: sums by block, and what allocators round up."""
+
+PEER = {"float64": 1e-11, "float32": 1e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}
+"""Benchmarks: other libraries' means and gradients, relative and absolute, for a gradient in units of that of one
+element. Their formulas cancel, and they add in float32; in the narrow types they round every step."""
