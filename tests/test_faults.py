@@ -518,21 +518,51 @@ def fails(*arguments, **keywords):
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("what", ["open", "os.replace", "os.makedirs", "tempfile.TemporaryFile"])
+def no_writing(path, mode="r", *rest, **options):
+    return fails() if "w" in mode else open(path, mode, *rest, **options)
+
+
+@pytest.mark.parametrize("what", ["open", "os.replace", "os.makedirs"])
 def test_a_disk_that_is_full_or_read_only(folder, monkeypatch, what):
     """Each of the steps of saving a kernel may fail. Nothing half done stays."""
     with monkeypatch.context() as patch:
         if what == "open":
-
-            def no_writing(path, mode="r", *rest, **options):
-                return fails() if "w" in mode else open(path, mode, *rest, **options)
-
             patch.setattr("gpubce.backends.kernel_cache.open", no_writing, raising=False)
         else:
             patch.setattr(what, fails)
         assert [settled(), settled()] == [(1.75, 0), (1.75, 0)]
         assert kernel_files(folder) == []
     assert [settled(), settled()] == [(1.75, 0), (1.75, 1)]
+
+
+def test_a_folder_filled_before_it_was_made_read_only(folder, monkeypatch):
+    """As in the image of a container: what is there is read, and nothing is written elsewhere instead."""
+    settled()
+    monkeypatch.setattr("gpubce.backends.kernel_cache.open", no_writing, raising=False)
+    for step in ("os.makedirs", "os.replace", "tempfile.TemporaryFile"):
+        monkeypatch.setattr(step, fails)
+    assert settled() == (1.75, 1)
+
+
+def test_a_folder_that_cannot_be_written_is_read_first(folder, monkeypatch):
+    """Other kernels go to the next folder that Numba would choose."""
+    other = SettleKey("float64", False, False, None)
+    monkeypatch.setenv("HOME", str(folder.parent / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "home" / "cache"))
+    settled()
+
+    def no_writing_there(path, mode="r", *rest, **options):
+        elsewhere = str(path).startswith(str(folder.parent / "home"))
+        return fails() if "w" in mode and not elsewhere else open(path, mode, *rest, **options)
+
+    monkeypatch.setattr("gpubce.backends.kernel_cache.open", no_writing_there, raising=False)
+    hits = []
+    for _ in range(2):
+        kernel = compiled.settle.__wrapped__(other)
+        hits.append(sum(kernel.stats.cache_hits.values()))
+    assert hits == [0, 1]
+    assert settled() == (1.75, 1)
+    assert len(kernel_files(folder)) == len(kernel_files(folder.parent / "home")) == 1
 
 
 @on_linux
