@@ -1,4 +1,4 @@
-"""The command ``gpubce``: evaluate predictions in files, and say what there is to compute on.
+"""The command ``gpubce``: evaluate predictions in files, compile kernels ahead, and say what there is to compute on.
 
 Wrong usage and wrong input give one line on stderr and exit code 2, never a traceback.
 """
@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import gpubce
-from gpubce import checks
+from gpubce import checks, compile_ahead
 from gpubce.errors import GpubceError, OptionError
 from gpubce.report import SUMS
 from gpubce.scoring import evaluate as _evaluate
+from gpubce.spec.precision import PRECISIONS
 
 PACKAGES = (
     *("numpy", "numba", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "cupy", "torch"),
@@ -108,6 +109,32 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("predictions", metavar="B", help="files with other predictions, in the same order")
     compare.add_argument("--targets", metavar="T", required=True, help="files with the targets, in the same order")
     _add_options(compare)
+
+    ahead = commands.add_parser(
+        "compile",
+        help="compile kernels before they are needed, as for the image of a container",
+        description="Compile the kernels of common calls, and keep them on disk: means, their gradients, losses of "
+        "each element and label, and an evaluator's usual figures, of logits and probabilities.",
+        epilog="They are kept in the folder that the environment variable NUMBA_CACHE_DIR names, for this version of "
+        "gpubce and of Python, and for this kind of processor or that compute capability.",
+    )
+    ahead.set_defaults(run=compile_ahead.run)
+    add = ahead.add_argument
+    add(
+        "--types",
+        type=names,
+        metavar="NAME[,NAME...]",
+        default=[],
+        help=f"of predictions; default: {', '.join(PRECISIONS)}",
+    )
+    add(
+        "--targets",
+        type=names,
+        metavar="NAME[,NAME...]",
+        default=[],
+        help=f"default: {', '.join(compile_ahead.TARGETS)}, and the type of the predictions",
+    )
+    add("--cuda", type=capability, nargs="+", metavar="X.Y", help="not for this CPU, but for GPUs of this capability")
     return parser
 
 
@@ -188,6 +215,14 @@ def seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: give one from 0 on")
     return value
+
+
+def capability(text: str) -> tuple[int, int]:
+    """A compute capability, such as 9.0."""
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a compute capability: give two numbers, such as 9.0")
+    return int(major), int(minor)
 
 
 # gpubce info --------------------------------------------------------------------------------------------------------
