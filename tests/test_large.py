@@ -9,6 +9,9 @@ import pytest
 
 import gpubce
 from gpubce.backends import pipeline
+from gpubce.backends.cpu.launch import CpuEngine
+from gpubce.spec.plan import PLAN
+from tests.backends import replaced
 
 BEYOND = 2**31 + 9
 
@@ -42,6 +45,86 @@ def test_extra_memory_is_that_of_the_blocks():
     extra = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert extra < logits.nbytes / 16
+
+
+ROWS, LABELS = 2**16, 64
+BLOCKS = PLAN.blocks(ROWS * LABELS)
+CHUNKS = PLAN.chunks(ROWS) * LABELS
+"""Of reductions along the first axis, for each label."""
+
+MEMORY = {
+    "a mean": (lambda c: c.mean(c.x, c.y), 0, 1, BLOCKS),
+    "a masked mean": (lambda c: c.mean(c.x, c.y, mask=c.y), 0, 2, BLOCKS),
+    "a mean of probabilities": (lambda c: c.probabilities(c.x, c.y), 0, 1, BLOCKS),
+    "a mean and its gradient": (lambda c: c.mean.value_and_grad(c.x, c.y), 1, 1, BLOCKS),
+    "a gradient into an array": (lambda c: c.mean.value_and_grad(c.x, c.y, grad_out=c.room), 0, 1, BLOCKS),
+    "a gradient in place": (lambda c: c.mean.value_and_grad(c.place, c.y, grad_out=c.place), 0, 1, BLOCKS),
+    "a gradient in place of probabilities": (
+        lambda c: c.probabilities.value_and_grad(c.place, c.y, grad_out=c.place),
+        *(0, 1, BLOCKS),
+    ),
+    "derivatives": (lambda c: c.mean.grad_and_hess(c.x, c.y), 2, 1, BLOCKS),
+    "derivatives into arrays": (
+        lambda c: c.mean.grad_and_hess(c.x, c.y, grad_out=c.room, hess_out=c.other),
+        *(0, 1, BLOCKS),
+    ),
+    "elements": (lambda c: c.each(c.x, c.y), 1, 1, BLOCKS),
+    "elements and their gradients": (lambda c: c.each.value_and_grad(c.x, c.y), 2, 1, BLOCKS),
+    "a state": (lambda c: c.mean.state(c.x, c.y), 0, 3, BLOCKS),
+    "means of labels": (lambda c: c.labels(c.x, c.y), 0, 1, CHUNKS),
+    "means of labels and their gradient": (lambda c: c.labels.value_and_grad(c.x, c.y), 1, 1, CHUNKS),
+    "states of labels": (lambda c: c.labels.state(c.x, c.y), 0, 3, CHUNKS),
+    "finishing states of labels": (lambda c: c.labels.finish(c.state), 0, 0, 0),
+    "an evaluator": (lambda c: gpubce.Evaluator(from_logits=True).update(c.x, c.y), 0, 8, BLOCKS),
+}
+"""A call, how many results as large as the predictions it gives back, how many sums it has, and how many pieces, blocks
+or chunks, leave a pair of numbers for each sum."""
+
+
+class MemoryCalls:
+    """What the calls above are made of: 2^22 elements, of which one byte each would be 4 MiB."""
+
+    mean = gpubce.BinaryCrossEntropy(from_logits=True)
+    probabilities = gpubce.BinaryCrossEntropy()
+    each = replace(mean, reduction="none")
+    labels = replace(mean, axis=0)
+
+    def __init__(self):
+        self.x = np.random.default_rng(0).random((ROWS, LABELS), np.float32)
+        self.y = self.x > 0.5
+        self.place, self.room, self.other = self.x.copy(), np.empty_like(self.x), np.empty_like(self.x)
+        self.state = self.labels.state(self.x, self.y)
+
+    def extra(self, name: str) -> int:
+        """The most bytes that the call holds at once, beside the arrays it gives back."""
+        call, results, *_ = MEMORY[name]
+        with replaced(lambda: CpuEngine(2), PLAN):  # Each thread has scratch of its own.
+            self.place[...] = self.x
+            call(self)  # Compiles, which takes memory once.
+            self.place[...] = self.x
+            tracemalloc.start()
+            call(self)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return peak - results * self.x.nbytes
+
+
+@pytest.fixture(scope="module")
+def memory_calls() -> MemoryCalls:
+    return MemoryCalls()
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_every_call_takes_memory_for_blocks_alone(memory_calls, name):
+    """For each sum, a pair of float64 for each piece and then for the pieces of pieces, and scratch of the threads."""
+    _, _, sums, pieces = MEMORY[name]
+    assert memory_calls.extra(name) < 2**18 + sums * (2**16 + 2 * 16 * pieces) < 2**22
+
+
+def test_a_gradient_in_place_adds_nothing(memory_calls):
+    """Beside a mean alone: a row of scratch for each thread."""
+    for name in ("a gradient in place", "a gradient into an array"):
+        assert memory_calls.extra(name) < memory_calls.extra("a mean") + 2**17
 
 
 LOGITS, TARGETS = np.float32([0.5, -1.0, 2.0]), np.float32([1.0, 0.0, 1.0])
