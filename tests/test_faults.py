@@ -544,25 +544,43 @@ def test_a_folder_filled_before_it_was_made_read_only(folder, monkeypatch):
     assert settled() == (1.75, 1)
 
 
-def test_a_folder_that_cannot_be_written_is_read_first(folder, monkeypatch):
-    """Other kernels go to the next folder that Numba would choose."""
-    other = SettleKey("float64", False, False, None)
-    monkeypatch.setenv("HOME", str(folder.parent / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "home" / "cache"))
+@pytest.fixture
+def home(folder, monkeypatch) -> Path:
+    """The user's own folder, the last that Numba chooses. Kernels have keys that no other test has."""
+    home = folder.parent / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setattr("gpubce.backends.kernel_cache.specification_hash", lambda: "of this test alone")
+    return home
+
+
+def only_there(patch: pytest.MonkeyPatch, place: Path) -> None:
+    """Nothing else can be written."""
+    makedirs = os.makedirs
+    patch.setattr("os.access", lambda path, mode: str(path).startswith(str(place)))
+    patch.setattr("os.makedirs", lambda path, **how: makedirs(path, **how) if str(place) in path else fails())
+
+
+def test_a_folder_that_is_read_only_is_read_first(folder, home, monkeypatch):
+    """Other kernels go to the next folder that Numba would choose and that can be written."""
     settled()
-
-    def no_writing_there(path, mode="r", *rest, **options):
-        elsewhere = str(path).startswith(str(folder.parent / "home"))
-        return fails() if "w" in mode and not elsewhere else open(path, mode, *rest, **options)
-
-    monkeypatch.setattr("gpubce.backends.kernel_cache.open", no_writing_there, raising=False)
-    hits = []
-    for _ in range(2):
-        kernel = compiled.settle.__wrapped__(other)
-        hits.append(sum(kernel.stats.cache_hits.values()))
+    only_there(monkeypatch, home)
+    other = SettleKey("float64", False, False, None)
+    hits = [sum(compiled.settle.__wrapped__(other).stats.cache_hits.values()) for _ in range(2)]
     assert hits == [0, 1]
     assert settled() == (1.75, 1)
-    assert len(kernel_files(folder)) == len(kernel_files(folder.parent / "home")) == 1
+    assert len(kernel_files(folder)) == len(kernel_files(home)) == 1
+
+
+def test_a_folder_that_can_be_written_is_read_alone(folder, home, monkeypatch):
+    """What is in another must not be missing from an image into which this one is copied."""
+    with monkeypatch.context() as patch:
+        patch.setattr(numba.config, "CACHE_DIR", "")
+        only_there(patch, home)
+        assert [settled(), settled()] == [(1.75, 0), (1.75, 1)]
+    assert settled() == (1.75, 0)
+    assert len(kernel_files(folder)) == len(kernel_files(home)) == 1
 
 
 @on_linux

@@ -58,8 +58,7 @@ class _KernelFiles:
     to the other's kernel, and what a damaged file does is not known. Here a file begins with a hash of what it is for
     and of all that follows, and is written under another name first. A file that is not as it should be is not read.
 
-    It is looked for in every folder, and written to the first that can be written. Numba looks in that one only: a
-    folder filled beforehand, such as in the image of a container, would not be read where it is read only.
+    It is looked for in each of the folders, and written to the first that can be written.
     """
 
     def __init__(self, folders: list[str], name: str, versions: tuple[str, ...]):
@@ -115,6 +114,13 @@ class _KernelFiles:
         raise errors[0]
 
 
+def _can_be_written(folder: str) -> bool:
+    """Whether it is there, or can be made, and the system permits to write in it."""
+    place = Path(os.path.abspath(folder))
+    there = next((each for each in (place, *place.parents) if os.path.lexists(each)), place)
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+
+
 @cache
 def _wherever(locator: Any) -> Any:
     """One of Numba's locators, which each know a folder; this one knows it even if it cannot be written."""
@@ -128,19 +134,25 @@ def _wherever(locator: Any) -> Any:
 
 @cache
 def _searching(implementation: Any) -> Any:
-    """The part of a cache of Numba's that chooses a folder, with all of them in ``folders``. They are Numba's, best
-    first: NUMBA_CACHE_DIR, the ``__pycache__`` beside the source, the user's own."""
+    """The part of a cache of Numba's that chooses a folder: NUMBA_CACHE_DIR, the ``__pycache__`` beside the source, or
+    the user's own. Numba takes the first that can be written: one that was filled beforehand, such as in the image of a
+    container, would not be read where it is read only."""
 
     class Implementation(implementation):
         _locator_classes = tuple(map(_wherever, implementation._locator_classes))
 
         def folders(self, function) -> list[str]:
-            own = self.locator.get_cache_path()
+            """Numba's, up to the first that can be written."""
             if getattr(numba.config, "CACHE_LOCATOR_CLASSES", None):
-                return [own]
-            source = inspect.getfile(function)
-            found = [locator.from_function(function, source) for locator in self._locator_classes]
-            return list(dict.fromkeys([own, *(place.get_cache_path() for place in found if place is not None)]))
+                return [self.locator.get_cache_path()]
+            source, found = inspect.getfile(function), []
+            for each in self._locator_classes:
+                locator = each.from_function(function, source)
+                if locator is not None:
+                    found.append(locator.get_cache_path())
+                    if _can_be_written(found[-1]):
+                        break
+            return found
 
     return Implementation
 
