@@ -92,8 +92,10 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     wanted = calls(types, arguments.targets)
     dispatch.cpu_engine()  # Imports Numba in one piece.
-    from gpubce.backends.kernel_cache import written
+    from gpubce.backends.kernel_cache import refused, written
 
+    written.clear()
+    refused.clear()
     _check_folder()
     with _progress() as step:
         if arguments.cuda:

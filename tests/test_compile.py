@@ -294,8 +294,18 @@ def test_files_of_another_numba_cuda_are_not_read(folder, on, monkeypatch):
 def test_the_command_compiles_for_gpus(folder, monkeypatch, capsys):
     """One kernel of them: all take minutes."""
     monkeypatch.setattr(compile_ahead, "launched", lambda wanted: [("settle", KEY)])
-    monkeypatch.setattr("gpubce.backends.kernel_cache.written", {})
     assert main(["compile", "--types", "float32", "--targets", "bool", "--cuda", "8.0", "12.0"]) == 0
     said = capsys.readouterr().out
     assert "2 kernels for CUDA 8.0, 12.0\n" in said
     assert len([path for path in kernel_files(folder) if "cuda" in path.parent.name]) == 2
+
+
+@has_cuda
+def test_a_full_disk_and_gpus(folder, monkeypatch, fails):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compile_ahead, "launched", lambda wanted: [("settle", KEY)])
+    monkeypatch.setattr("os.replace", full)
+    assert "(No space left on device)" in fails("--types", "float32", "--targets", "bool", "--cuda", "8.0")
+    assert kernel_files(folder) == []
