@@ -168,7 +168,23 @@ PASSES = {
         lambda: mean.grad_and_hess(LOGITS, TARGETS, check=False),
         ["prediction target > gradient hessian :"],
     ),
-    "a state": (lambda: mean.state(LOGITS, TARGETS), ["prediction target > : loss count invalid"]),
+    "a state, whose counts are known": (lambda: mean.state(LOGITS, TARGETS), ["prediction target > : loss"]),
+    "a state, whose weights are 1": (
+        lambda: mean.state(LOGITS, TARGETS > 0, sums=("squared_weight", "target_entropy", "loss_by_weight")),
+        ["prediction target > : loss"],
+    ),
+    "a state with a mask": (
+        lambda: mean.state(LOGITS, TARGETS, mask=TARGETS > 0, sums=("weight",)),
+        ["prediction target mask > : loss count"],
+    ),
+    "a state with weights": (
+        lambda: mean.state(LOGITS, TARGETS, weight=TARGETS, sums=("weight", "loss_by_weight")),
+        ["prediction target weight > : loss weight loss_by_weight"],
+    ),
+    "a state of a NaN, which may come from an invalid element": (
+        lambda: mean.state(LOGITS * np.float32(np.nan), TARGETS),
+        ["prediction target > : loss", "prediction target > : invalid"],
+    ),
     "a gradient in place of logits": (lambda: in_place(mean), ["prediction target scale > gradient : loss"]),
     "a gradient beside probabilities": (
         lambda: probabilities.value_and_grad(TARGETS, TARGETS, grad_out=np.empty(3, np.float32)),
