@@ -125,17 +125,19 @@ PRIMITIVES = SimpleNamespace(
 
 
 @cache
-def formulas() -> ModuleType:
-    """gpubce.spec.elements, and with it quantities and histogram, as Python."""
+def formulas() -> dict[str, ModuleType]:
+    """The modules quantities, histogram and elements of gpubce.spec, as Python."""
     plain = SimpleNamespace(types=numba.types, njit=lambda **options: lambda function: function)
     replaced = {"numba": plain, "gpubce.spec.primitives": PRIMITIVES}
     before = {name: sys.modules.get(name) for name in (*replaced, "gpubce.spec.quantities", "gpubce.spec.histogram")}
+    modules = {}
     try:
         sys.modules.update(replaced)
         for name in ("quantities", "histogram", "elements"):
             made = spec_from_file_location(f"interpreted_{name}", SPEC / f"{name}.py")
             module = module_from_spec(made)
             made.loader.exec_module(module)
+            modules[name] = module
             if name != "elements":
                 sys.modules[f"gpubce.spec.{name}"] = module
     finally:
@@ -144,7 +146,7 @@ def formulas() -> ModuleType:
                 del sys.modules[name]
             else:
                 sys.modules[name] = there
-    return module
+    return modules
 
 
 # The passes ---------------------------------------------------------------------------------------------------------
@@ -199,9 +201,10 @@ class InterpretedEngine:
 
         roles = "prediction", "baseline", "target", "weight", "mask", "pos_weight", "label_weight", "scale"
         with np.errstate(all="ignore"):
-            outputs, sums, placed = formulas().element(key.recipe)(
+            outputs, sample, placed = formulas()["elements"].element(key.recipe)(
                 np.ones(elements, bool), *(read(role) for role in roles), parameters, ignored
             )
+            sums = formulas()["quantities"].collector(key.recipe.sums)(sample)
         for role, values in zip(("loss", "gradient", "hessian"), outputs, strict=True):
             if role in key.recipe.outputs:
                 storer(key.recipe.stored)(*place(role), values)
@@ -248,7 +251,7 @@ class InterpretedEngine:
 
     def settle(self, settlement: Settlement):
         key, arguments = SettleKey.of(settlement)
-        value = formulas().settlement(key.storage, key.makes_scale, key.divides_by_sum, key.factor_storage)
+        value = formulas()["elements"].settlement(key.storage, key.makes_scale, key.divides_by_sum, key.factor_storage)
         with np.errstate(all="ignore"):
             for o in range(arguments[0]):
                 value(o, *arguments)

@@ -19,7 +19,7 @@ def limits(real: str):
     """(the functions, the type, the largest exponent, the next number, the smallest normal number)."""
     number = np.dtype(real).type
     last = number(COEFFICIENTS[real].largest_exponent)
-    return formulas().functions(real), number, last, np.nextafter(last, number(np.inf)), np.finfo(real).tiny
+    return formulas()["elements"].functions(real), number, last, np.nextafter(last, number(np.inf)), np.finfo(real).tiny
 
 
 @REALS

@@ -26,7 +26,7 @@ REALS = pytest.mark.parametrize("real", ["float32", "float64"])
 def placing(compiled: bool, *arguments):
     """histogram.placer as a function of numbers: compiled, or as Python."""
     if not compiled:
-        return formulas().placer(*arguments)
+        return formulas()["histogram"].placer(*arguments)
     place = placer(*arguments)
     return njit(lambda *sample: place(*sample))
 

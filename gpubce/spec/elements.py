@@ -38,7 +38,7 @@ from gpubce.spec.primitives import (
     storer,
     subroutine,
 )
-from gpubce.spec.quantities import collector
+from gpubce.spec.quantities import FIELDS
 from gpubce.spec.recipe import LOGIT, PARAMETERS, Recipe
 
 inlined = njit(inline="always", error_model="numpy")
@@ -193,8 +193,8 @@ def element(recipe: Recipe):
 
     It takes (counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters,
     ignored), each of the widened type of its role (anything where the recipe has no such role), and gives ((loss,
-    gradient, hessian), sums, placed): the outputs in the compute type, one float64 for each name in ``recipe.sums``,
-    and what histogram.placer gives.
+    gradient, hessian), sample, placed): the outputs and quantities.FIELDS in the compute type, and what
+    histogram.placer gives.
     """
     real = recipe.compute
     number = np.dtype(real).type
@@ -227,7 +227,6 @@ def element(recipe: Recipe):
     K_LOW, K_LOW_LOG, K_LOW_REST = at["clip_low"], at["clip_low_log"], at["clip_low_rest"]
     K_HIGH, K_HIGH_LOG, K_HIGH_REST = at["clip_high"], at["clip_high_log"], at["clip_high_rest"]
     K_UNIT, K_SCALE, K_QUANTA = at["unit"], at["scale"], at["quanta"]
-    collect = collector(recipe.sums)
     BASELINE = recipe.baseline is not None
     # The same parameters in the same order.
     of_baseline = element(replace(recipe, baseline=None, outputs=("loss",), sums=(), bins=0)) if BASELINE else None
@@ -238,9 +237,10 @@ def element(recipe: Recipe):
     place = placer(recipe.bins, recipe.quantised, real)
 
     REAL = getattr(types, real)
-    sums = types.UniTuple(types.float64, max(1, len(recipe.sums)))
 
-    @subroutine(types.Tuple((types.UniTuple(REAL, 3), sums, types.UniTuple(types.int64, 3))))
+    @subroutine(
+        types.Tuple((types.UniTuple(REAL, 3), types.UniTuple(REAL, len(FIELDS)), types.UniTuple(types.int64, 3)))
+    )
     def one_sample(
         counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored
     ):
@@ -370,25 +370,23 @@ def element(recipe: Recipe):
         uncertainty = ZERO
         if ENTROPY:
             uncertainty = entropy(y)
-        difference = 0.0
+        other = ZERO
         if BASELINE:
             (other, _, _), _, _ = of_baseline(
                 counted, baseline, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored
             )
-            # Both may be infinite.
-            difference = select(loss == other, 0.0, np.float64(loss) - np.float64(other))
-        summed = collect(
-            counted,
-            valid != True,  # noqa: E712  (`not` branches)
-            np.float64(loss),
-            np.float64(w),
-            np.float64(y),
-            np.float64(p),
-            np.float64(plain_p),
-            np.float64(plain_q),
-            reached,
-            np.float64(uncertainty),
-            difference,
+        sample = (
+            select(counted, ONE, ZERO),
+            loss,
+            w,
+            y,
+            p,
+            plain_p,
+            plain_q,
+            select(reached, ONE, ZERO),
+            uncertainty,
+            other,
+            select(valid, ZERO, ONE),
         )
         placed = (0, 0, 0)
         if HISTOGRAM:
@@ -408,7 +406,7 @@ def element(recipe: Recipe):
                 select(counted, gradient, ZERO),
                 select(counted, hessian, ZERO),
             ),
-            summed,
+            sample,
             placed,
         )
 

@@ -1,264 +1,220 @@
 """What can be summed: one row per quantity.
 
-A quantity is a function of one sample: its validity, its loss as returned (in nats, before any change of unit), the
-weight w (element weight times label weight), the target y as given, the probability p as given or as the logit means
-it, the unclipped branches -log p and -log(1 - p), whether p reaches the threshold, and the entropy of the target.
-All are float64 but for the two that are true or false. The value of a sample that is not counted is never added. A new
-quantity is a new row here; no kernel changes.
+A quantity is a function of what is known of one sample. Its arguments name what it needs of :data:`FIELDS`, as float64,
+and it gives a float64. The value of a sample that is not counted is never added. A new quantity is a new row here; no
+kernel changes.
 """
 
+import inspect
+from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 from numba import types
 
 from gpubce.spec.primitives import product, select, subroutine
 
+FIELDS = (
+    "counted",
+    "loss",
+    "weight",
+    "target",
+    "probability",
+    "minus_log_p",
+    "minus_log_q",
+    "predicted",
+    "entropy",
+    "baseline_loss",
+    "invalid",
+)
+"""What is known of one sample, in the compute type: whether it is counted, 1 or 0; the loss with all options, in nats;
+the weight w (element weight times label weight); the target y as given; the probability p as given or as the logit
+means it; the unclipped branches -log p and -log(1 - p); whether p reaches the threshold, 1 or 0; the entropy of the
+target; the loss of the baseline; whether the sample is invalid, 1 or 0."""
+
 one_number = subroutine(types.float64)
 
+QUANTITIES: dict[str, Callable] = {}
+"""The subroutine of each quantity."""
 
-@one_number
-def loss(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+
+def quantity(function: Callable) -> Callable:
+    """A decorator: a row of :data:`QUANTITIES`."""
+    QUANTITIES[function.__name__] = one_number(function)
+    return QUANTITIES[function.__name__]
+
+
+def needed(name: str) -> tuple[str, ...]:
+    """The fields that a quantity is computed from."""
+    return tuple(inspect.signature(QUANTITIES[name].py_func).parameters)
+
+
+@quantity
+def loss(loss):
     """The loss with all options."""
     return loss
 
 
-@one_number
-def weight(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def weight(weight):
     """w"""
     return weight
 
 
-@one_number
-def positives(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def positives(weight, target):
     """w y"""
     return product(weight, target)
 
 
-@one_number
-def predictions(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def predictions(weight, probability):
     """w p"""
     return product(weight, probability)
 
 
-@one_number
-def squared_error(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def squared_error(weight, probability, target):
     """w (p - y)^2, the Brier score's term"""
     return product(weight, product(probability - target, probability - target))
 
 
-@one_number
-def cross_entropy(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def cross_entropy(weight, target, minus_log_p, minus_log_q):
     """w (-y log p - (1 - y) log(1 - p)): the plain loss, whatever the options"""
     positive = select(target == 0.0, 0.0, product(target, minus_log_p))
     negative = select(target == 1.0, 0.0, product(1.0 - target, minus_log_q))
     return select(weight == 0.0, 0.0, product(weight, positive + negative))
 
 
-@one_number
-def positive_entropy(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def positive_entropy(weight, target, minus_log_p):
     """w (-y log p): the part of the plain loss that positives have"""
     absent = (weight == 0.0) | (target == 0.0)
     return select(absent, 0.0, product(product(weight, target), minus_log_p))
 
 
-@one_number
-def target_entropy(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def target_entropy(weight, entropy):
     """w (-y log y - (1 - y) log(1 - y)): the least that the plain loss can be"""
     return product(weight, entropy)
 
 
-@one_number
-def predicted(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def predicted(weight, predicted):
     """w where p reaches the threshold"""
-    return select(predicted, weight, 0.0)
+    return select(predicted != 0.0, weight, 0.0)
 
 
-@one_number
-def found(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def found(weight, target, predicted):
     """w y where p reaches the threshold: the true positives"""
-    return select(predicted, product(weight, target), 0.0)
+    return select(predicted != 0.0, product(weight, target), 0.0)
 
 
-@one_number
-def squared_loss(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def squared_loss(loss):
     """The square of the loss with all options"""
     return product(loss, loss)
 
 
-@one_number
-def squared_weight(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def squared_weight(weight):
     """w^2"""
     return product(weight, weight)
 
 
-@one_number
-def loss_by_weight(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def loss_by_weight(loss, weight):
     """The loss with all options, once more times w"""
     return product(weight, loss)
 
 
-@one_number
-def squared_positives(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def squared_positives(weight, target):
     """(w y)^2"""
     return product(product(weight, target), product(weight, target))
 
 
-@one_number
-def loss_by_positives(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def loss_by_positives(loss, weight, target):
     """The loss with all options, once more times w y"""
     return product(product(weight, target), loss)
 
 
-@one_number
-def difference(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+def _difference(loss, baseline_loss):
+    return select(loss == baseline_loss, 0.0, loss - baseline_loss)  # Both may be infinite.
+
+
+lead = one_number(_difference)
+
+
+@quantity
+def difference(loss, baseline_loss):
     """The loss with all options, minus the baseline's"""
-    return difference
+    return lead(loss, baseline_loss)
 
 
-@one_number
-def squared_difference(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def squared_difference(loss, baseline_loss):
     """The square of that"""
-    return product(difference, difference)
+    return product(lead(loss, baseline_loss), lead(loss, baseline_loss))
 
 
-@one_number
-def difference_by_weight(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def difference_by_weight(loss, baseline_loss, weight):
     """That times w"""
-    return product(weight, difference)
+    return product(weight, lead(loss, baseline_loss))
 
 
-@one_number
-def difference_by_positives(
-    invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-):
+@quantity
+def difference_by_positives(loss, baseline_loss, weight, target):
     """That times w y"""
-    return product(product(weight, target), difference)
+    return product(product(weight, target), lead(loss, baseline_loss))
 
 
-@one_number
-def count(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def count():
     """1"""
     return 1.0
 
 
-@one_number
-def invalid(invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference):
+@quantity
+def invalid(invalid):
     """1 where a target, probability or weight is outside of its domain"""
-    return select(invalid, 1.0, 0.0)
-
-
-QUANTITIES = {
-    function.py_func.__name__: function
-    for function in (
-        loss,
-        weight,
-        positives,
-        predictions,
-        squared_error,
-        cross_entropy,
-        positive_entropy,
-        target_entropy,
-        predicted,
-        found,
-        squared_loss,
-        squared_weight,
-        loss_by_weight,
-        squared_positives,
-        loss_by_positives,
-        difference,
-        squared_difference,
-        difference_by_weight,
-        difference_by_positives,
-        count,
-        invalid,
-    )
-}
+    return invalid
 
 
 @cache
-def collector(names: tuple[str, ...]):
-    """The subroutine (counted, *sample) -> a float64 tuple, one for each name, 0 where not counted."""
+def _of_sample(name: str, fields: tuple[str, ...]):
+    """The subroutine sample -> the value of a quantity, where the sample is a tuple of these fields."""
+    value, places = QUANTITIES[name], [fields.index(field) for field in needed(name)]
+    A, B, C, D = (*places, *[0] * (4 - len(places)))
+    of_one = {
+        0: lambda sample: value(),
+        1: lambda sample: value(np.float64(sample[A])),
+        2: lambda sample: value(np.float64(sample[A]), np.float64(sample[B])),
+        3: lambda sample: value(np.float64(sample[A]), np.float64(sample[B]), np.float64(sample[C])),
+        4: lambda sample: value(
+            np.float64(sample[A]), np.float64(sample[B]), np.float64(sample[C]), np.float64(sample[D])
+        ),
+    }
+    return one_number(of_one[len(places)])
+
+
+@cache
+def collector(names: tuple[str, ...], fields: tuple[str, ...] = FIELDS):
+    """The subroutine sample -> a float64 tuple, one for each name, 0 where not counted. The sample is a tuple of these
+    fields, in the compute type; without "counted", it is."""
     numbers = subroutine(types.UniTuple(types.float64, max(1, len(names))))
     if not names:
-
-        @numbers
-        def nothing(
-            counted,
-            invalid,
-            loss,
-            weight,
-            target,
-            probability,
-            minus_log_p,
-            minus_log_q,
-            predicted,
-            entropy,
-            difference,
-        ):
-            return (0.0,)
-
-        return nothing
-    last = QUANTITIES[names[-1]]
+        return numbers(lambda sample: (0.0,))
+    last = _of_sample(names[-1], fields)
+    value = last
+    if "counted" in fields:
+        COUNTED = fields.index("counted")
+        value = one_number(lambda sample: select(sample[COUNTED] != 0, last(sample), 0.0))
     if len(names) == 1:
-
-        @numbers
-        def one(
-            counted,
-            invalid,
-            loss,
-            weight,
-            target,
-            probability,
-            minus_log_p,
-            minus_log_q,
-            predicted,
-            entropy,
-            difference,
-        ):
-            value = last(
-                invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-            )
-            return (select(counted, value, 0.0),)
-
-        return one
-    rest = collector(names[:-1])
-
-    @numbers
-    def several(
-        counted, invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-    ):
-        value = last(
-            invalid, loss, weight, target, probability, minus_log_p, minus_log_q, predicted, entropy, difference
-        )
-        before = rest(
-            counted,
-            invalid,
-            loss,
-            weight,
-            target,
-            probability,
-            minus_log_p,
-            minus_log_q,
-            predicted,
-            entropy,
-            difference,
-        )
-        return before + (select(counted, value, 0.0),)
-
-    return several
+        return numbers(lambda sample: (value(sample),))
+    rest = collector(names[:-1], fields)
+    return numbers(lambda sample: rest(sample) + (value(sample),))

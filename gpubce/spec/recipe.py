@@ -41,11 +41,16 @@ PARAMETERS = {
 AT_THRESHOLD = ("predicted", "found")
 """The sums that compare predictions with a threshold."""
 
+EQUAL_UNWEIGHTED = {
+    "weight": "count",
+    "squared_weight": "count",
+    "loss_by_weight": "loss",
+    "difference_by_weight": "difference",
+}
+"""The sums that are others where every weight is 1."""
+
 WITH_BASELINE = ("difference", "squared_difference", "difference_by_weight", "difference_by_positives")
 """The sums that compare the loss with a baseline's."""
-
-HELD_NARROW = ("loss", "weight", "count", "invalid")
-"""The sums of quantities whose float64 is a number of the compute type, widened."""
 
 
 @dataclass(frozen=True)

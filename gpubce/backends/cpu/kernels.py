@@ -25,6 +25,7 @@ from gpubce.spec.primitives import (
     strided_offset,
     subroutine,
 )
+from gpubce.spec.quantities import FIELDS, collector
 from gpubce.spec.recipe import Recipe
 
 inlined = njit(inline="always", error_model="numpy")
@@ -35,7 +36,7 @@ store_real = storer("float64", region="scratch")
 
 def scratch_cells(key: KernelKey) -> int:
     """How many 8-byte cells of scratch one thread needs."""
-    return key.placing // 8 + key.plan.lanes * (3 if key.recipe.bins else 0)
+    return (key.placing + key.row * (3 if key.recipe.bins else 0)) // 8
 
 
 @subroutine(types.void)
@@ -189,7 +190,7 @@ def _strided_writer(recipe: Recipe, k: int, dimensions: int, slot: int, staging:
 
 
 @subroutine(types.void)
-def _accumulate_nothing(scratch, lane, values):
+def _take_nothing(scratch, lane, sample):
     pass
 
 
@@ -201,7 +202,7 @@ def _accumulator(sums: int, per_sum: int, lanes: int, compensated: bool):
     somewhere between 11 and 14 sums: 100 ns an element instead of 6.
     """
     if not sums:
-        return _accumulate_nothing
+        return _take_nothing
     before = _accumulator(sums - 1, per_sum, lanes, compensated)
     last = sums - 1
     high, low = per_sum * last, per_sum * last + lanes
@@ -219,35 +220,66 @@ def _accumulator(sums: int, per_sum: int, lanes: int, compensated: bool):
     return accumulate
 
 
+@cache
+def _row_of(fields: tuple[str, ...], at: int, row: int):
+    """(keep, recall): keep these fields of a sample in rows of scratch, in float32, which they are; give them back."""
+    *others, field = fields
+    PLACE, own = FIELDS.index(field), at + row * len(others)
+    keep_one, recall_one = storer("float32", region="scratch"), loader("float32", region="scratch")
+
+    @subroutine(types.void)
+    def keep_field(scratch, lane, sample):
+        keep_one(scratch + own, lane, sample[PLACE])
+
+    @subroutine(types.UniTuple(types.float32, 1))
+    def recall_field(scratch, lane):
+        return (recall_one(scratch + own, lane),)
+
+    if not others:
+        return keep_field, recall_field
+    keep_others, recall_others = _row_of(tuple(others), at, row)
+
+    @subroutine(types.void)
+    def keep(scratch, lane, sample):
+        keep_others(scratch, lane, sample)
+        keep_field(scratch, lane, sample)
+
+    @subroutine(types.UniTuple(types.float32, len(fields)))
+    def recall(scratch, lane):
+        return recall_others(scratch, lane) + recall_field(scratch, lane)
+
+    return keep, recall
+
+
 @subroutine(types.void)
 def _add_no_row(scratch, count):
     pass
 
 
-@cache
-def _narrow_accumulator(sums: int, per_sum: int, narrowed: int, lanes: int):
-    """(keep, add): keep the first ``sums`` of a sample's values in scratch as float32, which they are; then add a row
-    of each to the accumulators."""
-    if not sums:
-        return _accumulate_nothing, _add_no_row
-    keep_before, add_before = _narrow_accumulator(sums - 1, per_sum, narrowed, lanes)
-    last = sums - 1
-    kept, accumulators = narrowed + 8 * lanes * last, per_sum * last
-    keep_one, recall_one = storer("float32", region="scratch"), loader("float32", region="scratch")
+def _adder(key: KernelKey):
+    """(take, add_row): take one sample of a row; then add what the row's samples say to the accumulators of their
+    lanes."""
+    names, compensated = key.recipe.sums, key.recipe.compensated
+    if not names:
+        return _take_nothing, _add_no_row
+    accumulate = _accumulator(len(names), key.per_sum // 8, key.plan.lanes, compensated)
+    if not key.fields:
+        collect = collector(names)
+
+        @subroutine(types.void)
+        def take(scratch, lane, sample):
+            accumulate(scratch, lane, collect(sample))
+
+        return take, _add_no_row
+    keep, recall = _row_of(key.fields, key.staged_at, key.row)
+    collect_staged = collector(names, key.fields)
 
     @subroutine(types.void)
-    def keep(scratch, lane, values):
-        keep_before(scratch, lane, values)
-        keep_one(scratch + kept, lane, types.float32(values[last]))
-
-    @subroutine(types.void)
-    def add(scratch, count):
-        add_before(scratch, count)
+    def add_row(scratch, count):
         for lane in range(count):
-            value = types.float64(recall_one(scratch + kept, lane))
-            store_real(scratch + accumulators, lane, load_real(scratch + accumulators, lane) + value)
+            accumulate(scratch, lane, collect_staged(recall(scratch, lane)))
 
-    return keep, add
+    return keep, add_row
 
 
 _load_count, _store_count = loader("int64", region="outputs"), storer("int64", region="outputs")
@@ -285,8 +317,7 @@ def _histogram(key: KernelKey):
     keep, recall = storer("int64", region="scratch"), loader("int64", region="scratch")
     increase = add_atomically if key.shared else _add_alone
     QUANTISED = key.recipe.quantised
-    cells_at, row = key.placing, 8 * key.plan.lanes
-    positives_at, negatives_at = cells_at + row, cells_at + 2 * row
+    cells_at, positives_at, negatives_at = (key.placing + key.row * place for place in range(3))
     label = 8 * histogram_cells(key.recipe.bins)
 
     @subroutine(types.void)
@@ -323,11 +354,7 @@ def _row(key: KernelKey):
     """The inlined function that works on the elements [start, start + count), at most one row of lanes: writes the
     outputs, adds the sums to the accumulators, and keeps what goes into the histogram."""
     sample = element(key.recipe)
-    sums, lanes = len(key.recipe.sums), key.plan.lanes
-    if key.narrow:
-        accumulate, add_row = _narrow_accumulator(sums, key.per_sum, key.narrowed, lanes)
-    else:
-        accumulate, add_row = _accumulator(sums, key.per_sum // 8, lanes, key.recipe.compensated), _add_no_row
+    take, add_row = _adder(key)
     stage_prediction, prediction = _reader(key, "prediction")
     stage_baseline, baseline = _reader(key, "baseline")
     stage_target, target = _reader(key, "target")
@@ -352,7 +379,7 @@ def _row(key: KernelKey):
         stage_label_weight(addresses, geometry, start, count, scratch)
         stage_scale(addresses, geometry, start, count, scratch)
         for lane in range(count):
-            outputs, values, placed = sample(
+            outputs, known, placed = sample(
                 True,
                 prediction(addresses, start, lane, scratch),
                 baseline(addresses, start, lane, scratch),
@@ -369,7 +396,7 @@ def _row(key: KernelKey):
             write_gradient(addresses, start, lane, scratch, outputs[1])
             write_hessian(addresses, start, lane, scratch, outputs[2])
             place(scratch, lane, placed)
-            accumulate(scratch, lane, values)
+            take(scratch, lane, known)
         add_row(scratch, count)
         unstage_loss(addresses, geometry, start, count, scratch)
         unstage_gradient(addresses, geometry, start, count, scratch)

@@ -25,6 +25,7 @@ from gpubce.spec.primitives import (
     strided_offset,
     subroutine,
 )
+from gpubce.spec.quantities import collector
 
 inlined = njit(inline="always", error_model="numpy")
 
@@ -206,7 +207,7 @@ def _quad(key: KernelKey):
     """The inlined function that works on the QUAD elements from ``index`` on, those before ``end``: writes the outputs,
     adds sum k of element q to the accumulators hi[k QUAD + q] and lo[k QUAD + q], and adds to the histograms, that of
     element q at ``histogram + q * apart``."""
-    sample = element(key.recipe)
+    sample, collect = element(key.recipe), collector(key.recipe.sums)
     sums = len(key.recipe.sums)
     compensated = key.recipe.compensated
     zero = key.zero
@@ -237,7 +238,7 @@ def _quad(key: KernelKey):
         gradients = (zero, zero, zero, zero)
         hessians = (zero, zero, zero, zero)
         for q in range(QUAD):
-            outputs, values, placed = sample(
+            outputs, known, placed = sample(
                 index + q < end,
                 predictions[q],
                 baselines[q],
@@ -254,6 +255,7 @@ def _quad(key: KernelKey):
             gradients = _put(gradients, q, outputs[1])
             hessians = _put(hessians, q, outputs[2])
             add(index + q < end, histogram + q * apart, unit, placed)
+            values = collect(known)
             for k in range(sums):
                 cell = k * QUAD + q
                 if compensated:
