@@ -242,6 +242,11 @@ class Evaluator:
             whole = whole.merge(update)
         return whole
 
+    def _is_nan(self) -> bool:
+        """Whether the loss of what was seen so far is NaN. Waits for the device."""
+        state = self._seen().state.to_host()
+        return bool(np.isnan(state.values[state.sums.index("loss"), 0]).any())
+
     def _report(self, state: LossState) -> Report:
         state = state.to_host()
         how = self.metrics, self.max_weight or 1.0

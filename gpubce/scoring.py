@@ -101,7 +101,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 evaluator.update(**given)
             except InvalidValueError as error:
                 raise _invalid(error, batch, sources, evaluator.loss) from None
-            nans.look(batch)
+            # On a GPU the sum would be waited for, and the host has nothing else to do.
+            if device != "cpu" or evaluator._is_nan():
+                nans.look(batch)
             rate.add(batch)
             advance(len(batch.predictions))
             if checkpoint is not None:

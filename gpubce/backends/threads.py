@@ -27,6 +27,10 @@ SLICE_SECONDS = 0.05
 signals: Ctrl-C ends a call after about this time. Shorter ones cost more where other threads keep Python busy: each
 return to Python may wait 5 ms for the GIL."""
 
+RANGES = 4
+"""For each thread: one that is behind keeps the others waiting for a part of its work only. Files were evaluated at
+1,720 million rows a second, and at 1,650 with one range."""
+
 _RUNNING = object()
 logger = logging.getLogger("gpubce")
 
@@ -159,7 +163,8 @@ def share(begin: Callable[[], Work], tasks: int, threads: int, first_slice: int)
     if threads <= 1 and tasks <= first_slice:
         begin()(0, tasks)
         return
-    edges = [tasks * k // threads for k in range(threads + 1)]
+    ranges = min(tasks, RANGES * threads)
+    edges = [tasks * k // ranges for k in range(ranges + 1)]
     call = _Call(begin, list(pairwise(edges)), first_slice, threads - 1)
     try:
         if threads > 1:
