@@ -267,10 +267,12 @@ def same_shape(name: str, shape: tuple[int, ...], other: str, other_shape: tuple
         )
 
 
-def broadcast_strides(name: str, buffer: Buffer, shape: tuple[int, ...]) -> tuple[int, ...]:
+def broadcast_strides(
+    name: str, own: tuple[int, ...], strides: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[int, ...]:
     """The strides of an array over a shape to which it broadcasts by NumPy's rules."""
-    return (0,) * missing_axes(name, buffer.shape, shape) + tuple(
-        0 if length == 1 else stride for length, stride in zip(buffer.shape, buffer.strides, strict=True)
+    return (0,) * missing_axes(name, own, shape) + tuple(
+        0 if length == 1 else stride for length, stride in zip(own, strides, strict=True)
     )
 
 

@@ -6,13 +6,13 @@ arrays there if the user asked for it, and runs jobs. The functions below it are
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,9 +22,10 @@ from gpubce.arrays.registry import Library, library_of
 from gpubce.backends.devices import Gpu, find_gpus
 from gpubce.backends.interruptions import in_one_piece, loading
 from gpubce.errors import ArrayError, DeviceError, InvalidValueError, OptionError
+from gpubce.made_once import made_once
 from gpubce.spec.bins import SPECIAL
 from gpubce.spec.geometry import Operand, c_strides
-from gpubce.spec.job import Job, Settlement
+from gpubce.spec.job import Job, Pass, Settlement
 from gpubce.spec.plan import PLAN
 from gpubce.spec.precision import ACCUMULATOR, INTEGERS, ITEMSIZE, PRECISIONS
 from gpubce.spec.recipe import AT_THRESHOLD, EQUAL_UNWEIGHTED, LOGIT, PARAMETERS, PROBABILITY, ROLES, Recipe
@@ -81,28 +82,10 @@ def _on_cpu() -> Any:
 
 def _load_for_cpu() -> Any:
     with loading:
+        from gpubce.backends.cpu import launch  # isort: skip  (First: it looks whether there is memory for Numba.)
         from gpubce.backends import pipeline  # noqa: F401  (for Session.run)
-        from gpubce.backends.cpu import launch
 
         return launch
-
-
-Result = TypeVar("Result")
-
-
-class made_once(Generic[Result]):
-    """functools.cached_property without the lock that it has in Python 3.11: it was held in one of 20 children forked
-    beside a thread with many calls, and they waited for it forever."""
-
-    def __init__(self, make: Callable[[Any], Result]):
-        self.make = make
-        self.__doc__ = make.__doc__
-
-    def __get__(self, instance: Any, owner: type) -> Result:
-        if instance is None:
-            return self  # type: ignore[return-value]
-        value = instance.__dict__[self.make.__name__] = self.make(instance)
-        return value
 
 
 @dataclass(frozen=True)
@@ -121,9 +104,9 @@ class Formula:
     unit: float
 
     @made_once
-    def features(self) -> dict[str, bool]:
+    def features(self) -> tuple[str, ...]:
         """The fields of a recipe that these options switch on."""
-        return {PARAMETERS[name]: True for name, _ in self.parameters}
+        return tuple(dict.fromkeys(PARAMETERS[name] for name, _ in self.parameters))
 
 
 @dataclass(frozen=True)
@@ -153,8 +136,7 @@ LEAST_POSITIVES = 1.0
 """What the sum of positives is raised to before anything is divided by it."""
 
 
-@dataclass(frozen=True)
-class Arguments:
+class Arguments(NamedTuple):
     """The arrays of a call, and how to run it."""
 
     predictions: Any
@@ -181,6 +163,9 @@ class Collection:
     bins: int = 0
     """Of the histogram; 0 for none."""
     max_weight: float | None = None
+
+
+NOTHING_MORE = Collection()
 
 
 class Session:
@@ -257,7 +242,7 @@ class Session:
             storage = "bool" if isinstance(array, bool) else ACCUMULATOR
             number = array if isinstance(array, bool) else checks.real(argument, array)
             one = self.library.buffer(self.library.from_numbers([number], storage, self.predictions))
-            self.given[role] = replace(one, shape=(), strides=())
+            self.given[role] = one._replace(shape=(), strides=())
             return
         library = library_of(array, argument)
         checks.same_library(self.name, self.library.NAME, argument, library.NAME)
@@ -287,9 +272,7 @@ class Session:
         array = self.memory.empty(shape, storage, self.place)
         self._kept_alive.append(array)
         buffer = self.memory.buffer(array)
-        return array, Buffer(
-            buffer.address, storage, buffer.shape, buffer.strides, buffer.device, buffer.owner, buffer.writable
-        )
+        return array, buffer if buffer.storage == storage else buffer._replace(storage=storage)
 
     def _allocate(self, cells: int) -> int:
         return self._new((cells,), ACCUMULATOR)[1].address
@@ -339,15 +322,15 @@ class Session:
 
     # Work -----------------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def engine(self) -> Iterator[Engine]:
+    def engine(self) -> AbstractContextManager[Engine]:
         """The engine for the place of the inputs; on a GPU, with its device current."""
-        if self.place.device.kind == "cpu":
-            yield cpu_engine()
-            return
+        return nullcontext(cpu_engine()) if self.place.device.kind == "cpu" else self._on_gpu()
+
+    @contextmanager
+    def _on_gpu(self) -> Iterator[Engine]:
         from gpubce.backends.cuda.launch import CudaEngine, current_device
 
-        own_stream = self.memory.on_stream(self.place, self.stream) if self.has_own_stream else contextlib.nullcontext()
+        own_stream = self.memory.on_stream(self.place, self.stream) if self.has_own_stream else nullcontext()
         with current_device(self.place.device.index), own_stream:
             yield CudaEngine(self.stream, self.place.device.index)
 
@@ -357,89 +340,71 @@ class Session:
         sums: tuple[str, ...],
         reduced: tuple[int, ...],
         outputs: dict[str, Buffer] | None = None,
-        scale: Operand | None = None,
+        scale: Buffer | None = None,
         grad_scale: float = 1.0,
         read_predictions: bool = True,
         collection: Collection | None = None,
     ) -> tuple[Any, Buffer]:
         """One pass over the inputs; the array and buffer of its sums, float64 [sum, hi or lo, output]. If the
         collection asks for a histogram, the array of its counts is left in ``self.histogram``."""
-        outputs = outputs or {}
-        formula = self.formula
-        order, kept = self._order(reduced)
-        shape = tuple(self.shape[axis] for axis in order)
-        operands: dict[str, Operand] = {}
-        for role, buffer in self.inputs.items():
-            if role in ("prediction", "baseline") and not read_predictions:
-                continue
-            strides = checks.broadcast_strides(role, buffer, self.shape)
-            operands[role] = Operand(buffer.address, buffer.storage, tuple(strides[axis] for axis in order))
-        for role in ("pos_weight", "label_weight"):
-            values = getattr(formula, role)
+        formula, collection = self.formula, collection or NOTHING_MORE
+        arrays = self.inputs
+        if not read_predictions:
+            arrays = {role: buffer for role, buffer in arrays.items() if role not in ("prediction", "baseline")}
+        arrays = arrays | (outputs or {})
+        for role, values in (("pos_weight", formula.pos_weight), ("label_weight", formula.label_weight)):
             if values is not None:
-                operands[role] = self._label_operand(role, values, order)
+                arrays[role] = self._label_vector(role, values)
         if scale is not None:
-            operands["scale"] = replace(scale, strides=tuple(scale.strides[axis] for axis in order))
-        for role, buffer in outputs.items():
-            strides = tuple(buffer.strides[axis] for axis in order)
-            operands[role] = Operand(buffer.address, buffer.storage, strides)
+            arrays["scale"] = scale
 
         parameters = dict(formula.parameters)
-        features = dict(formula.features) | {"signed": self.signed}
-        if "loss" in outputs and formula.unit != 1.0:
-            features["unit"] = True
+        features = formula.features
+        if self.signed:
+            features += ("signed",)
+        if outputs and "loss" in outputs and formula.unit != 1.0:
+            features += ("unit",)
             parameters["unit"] = formula.unit
         if scale is None and grad_scale != 1.0:
             checks.held("grad_scale over the denominator", grad_scale, self.compute, may_vanish=True)
-            features["scaled"] = True
+            features += ("scaled",)
             parameters["scale"] = grad_scale
-        collection = collection or Collection()
-        if not {*sums}.isdisjoint(AT_THRESHOLD):
-            features["threshold"] = True
+        if not AT_THRESHOLD.isdisjoint(sums):
+            features += ("threshold",)
             parameters["threshold"] = _logit(collection.threshold) if formula.space == LOGIT else collection.threshold
-        bins, unit = collection.bins, 1
-        if bins:
+        unit = 1
+        if collection.bins:
             weighted = "weight" in self.given or formula.label_weight is not None
             quanta = checks.quanta_per_unit(collection.max_weight, weighted)
             unit = round(quanta)
             if weighted or self.given["target"].storage not in INTEGERS:
                 checks.held("1 / max_weight", quanta, self.compute)
-                features["quantised"] = True
+                features += ("quantised",)
                 parameters["quanta"] = quanta
-        stored: dict[str, Any] = {role: operands[role].storage if role in operands else None for role in ROLES}
-        switched: dict[str, Any] = features
-        recipe = Recipe(
-            space=formula.space,
-            compute=self.compute,
-            **stored,
-            ignore=self.ignore,
-            outputs=tuple(outputs),
-            sums=sums,
-            bins=bins,
-            **switched,
+        work, roles, counts = _pass(
+            formula.space,
+            self.compute,
+            features,
+            self.ignore,
+            sums,
+            collection.bins,
+            self.shape,
+            reduced,
+            tuple(outputs or ()),
+            tuple([(role, buffer.storage, buffer.shape, buffer.strides) for role, buffer in arrays.items()]),
         )
         histogram_at = 0
-        if bins:
-            counts = *shape[len(shape) - kept :], bins + SPECIAL, 2
-            self.histogram, where = self._new(counts, "int64")
+        if collection.bins:
+            cells = *counts, collection.bins + SPECIAL, 2
+            self.histogram, where = self._new(cells, "int64")
             histogram_at = where.address
-            engine.clear(histogram_at, math.prod(counts))
-        states, states_at = self._new((len(sums), 2, *shape[len(shape) - kept :]), ACCUMULATOR)
-        job = Job(
-            recipe,
-            shape,
-            tuple(operands[role] for role in recipe.roles + recipe.outputs),
-            kept,
-            states_at.address,
-            histogram_at,
-            unit,
-            parameters,
-            self.ignored,
-            PLAN,
-        )
-        from gpubce.backends.pipeline import run
+            engine.clear(histogram_at, math.prod(cells))
+        states, states_at = self._new((len(sums), 2, *counts), ACCUMULATOR)
+        addresses = tuple([arrays[role].address for role in roles])
+        job = Job(work, addresses, states_at.address, histogram_at, unit, parameters, self.ignored)
+        from gpubce.backends import pipeline
 
-        run(job, engine, self._allocate)
+        pipeline.run(job, engine, self._allocate)
         return states, states_at
 
     def collect(
@@ -476,20 +441,17 @@ class Session:
                 values[...] = found[source]
         return states
 
-    def _order(self, reduced: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-        kept = tuple(axis for axis in range(len(self.shape)) if axis not in reduced)
-        return (tuple(reduced) + kept if kept else tuple(range(len(self.shape)))), len(kept)
-
-    def _label_operand(self, role: str, values: tuple[float, ...], order: tuple[int, ...]) -> Operand:
+    def _label_vector(self, role: str, values: tuple[float, ...]) -> Buffer:
+        """One number for each label, over the shape of the predictions."""
         if role not in self._label_vectors:  # A gradient may take two passes; the vector goes to the device once.
             checks.held(f"the largest {role}", max(values), self.compute, may_vanish=True)
-            self._label_vectors[role] = self._vector(values, self.compute)
-        vector = self._label_vectors[role]
-        strides = [0] * len(self.shape)
-        if len(values) > 1:
-            checks.one_per_label(role, values, self.shape, self.formula.label_axis)
-            strides[self.formula.label_axis] = ITEMSIZE[self.compute]
-        return Operand(vector.address, self.compute, tuple(strides[axis] for axis in order))
+            strides = [0] * len(self.shape)
+            if len(values) > 1:
+                checks.one_per_label(role, values, self.shape, self.formula.label_axis)
+                strides[self.formula.label_axis] = ITEMSIZE[self.compute]
+            vector = self._vector(values, self.compute)
+            self._label_vectors[role] = vector._replace(shape=self.shape, strides=tuple(strides))
+        return self._label_vectors[role]
 
     # Denominators ---------------------------------------------------------------------------------------------------
 
@@ -530,7 +492,8 @@ class Session:
             return
         values = self.memory.to_host(states)
         if "invalid" not in sums:
-            if not np.isnan(values[sums.index("loss"), 0]).any():
+            losses = values[sums.index("loss"), 0]
+            if losses == losses if values.ndim == 2 else not np.isnan(losses).any():
                 return
             # An invalid element makes the loss NaN, and so does a NaN prediction: count to tell them apart.
             sums = ("invalid",)
@@ -580,6 +543,47 @@ class Session:
             f"{count} of {self.predictions.size} elements are invalid: they hold bytes that are no value of their "
             "type, as a bool that is neither 0 nor 1: make them anew, with != 0"
         )
+
+
+@lru_cache(maxsize=4096)
+def _pass(
+    space: str,
+    compute: str,
+    features: tuple[str, ...],
+    ignore: str | None,
+    sums: tuple[str, ...],
+    bins: int,
+    shape: tuple[int, ...],
+    reduced: tuple[int, ...],
+    outputs: tuple[str, ...],
+    arrays: tuple[tuple[str, str, tuple[int, ...], tuple[int, ...]], ...],
+) -> tuple[Pass, tuple[str, ...], tuple[int, ...]]:
+    """The pass for arrays of which (role, stored type, shape, strides) are known, the roles of its operands, and the
+    shape that is kept.
+
+    Most of what a small call costs is thinking about it: remembered, it is done once for arrays that look alike.
+    """
+    kept = tuple(axis for axis in range(len(shape)) if axis not in reduced)
+    order = reduced + kept if kept else range(len(shape))
+    operands = {}
+    for role, storage, own, strides in arrays:
+        over = checks.broadcast_strides(role, own, strides, shape)
+        operands[role] = Operand(storage, tuple(over[axis] for axis in order))
+    fields: dict[str, Any] = dict.fromkeys(("prediction", "target")) | dict.fromkeys(features, True)
+    fields |= {role: operands[role].storage for role in ROLES if role in operands}
+    recipe = Recipe(
+        space=space,
+        compute=compute,
+        ignore=ignore,
+        outputs=outputs,
+        sums=sums,
+        bins=bins,
+        **fields,
+    )
+    roles = recipe.roles + recipe.outputs
+    over = tuple(shape[axis] for axis in order)
+    work = Pass(recipe, over, tuple(operands[role] for role in roles), len(kept), PLAN)
+    return work, roles, tuple(shape[axis] for axis in kept)
 
 
 def axis_count(predictions: Any) -> int:
@@ -794,7 +798,7 @@ def _value_pass(
     reduction: Reduction,
     out: Any,
     outputs: dict[str, Buffer],
-    scale: Operand | None,
+    scale: Buffer | None,
     grad_scale: float,
 ) -> Any:
     """One pass that leaves the loss in ``out`` or a new array, and writes the other outputs."""
@@ -841,9 +845,9 @@ def _separate_outputs(out: Any, where: Buffer, outputs: dict[str, Buffer]) -> No
 
 def _derivative_scale(
     session: Session, engine: Engine, reduction: Reduction, reduced: tuple[int, ...], grad_scale: Any
-) -> tuple[Operand | None, float]:
-    """What multiplies derivatives: (an array, 1) where it depends on data, else (None, a number). The array's strides
-    are over the axes of the predictions.
+) -> tuple[Buffer | None, float]:
+    """What multiplies derivatives: (an array, 1) where it depends on data, else (None, a number). The array is one over
+    the axes of the predictions.
 
     Where the denominator is a sum, a first pass reads the mask, targets or weights that decide it. With reduction
     "none", ``grad_scale`` may be an array for the elements: the gradient of what comes after the loss.
@@ -863,8 +867,8 @@ def _derivative_scale(
         if reduction.kind == "none" and math.prod(factor.shape) != 1:
             checks.scale_of_elements("grad_scale", factor, session.formula.unit)
             there = session.bring(factor)
-            strides = checks.broadcast_strides("grad_scale", there, session.shape)
-            return Operand(there.address, there.storage, strides), 1.0
+            strides = checks.broadcast_strides("grad_scale", there.shape, there.strides, session.shape)
+            return there._replace(shape=session.shape, strides=strides), 1.0
         checks.one_number("grad_scale", factor)
         if session.on_host:
             number, factor = checks.number("grad_scale", float(_readable(factor).reshape(())), *finite), None
@@ -898,4 +902,4 @@ def _derivative_scale(
     )
     over_kept = iter(c_strides(shape, ITEMSIZE[ACCUMULATOR]))
     strides = tuple(0 if axis in reduced else next(over_kept) for axis in range(len(session.shape)))
-    return Operand(scale.address, ACCUMULATOR, strides), 1.0
+    return scale._replace(shape=session.shape, strides=strides), 1.0

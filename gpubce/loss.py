@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from gpubce import checks, dispatch
 from gpubce.conventions import explain, options_like
 from gpubce.errors import OptionError
+from gpubce.made_once import made_once
 from gpubce.spec.recipe import LOGIT, PROBABILITY
 from gpubce.spec.state import LossState
 
@@ -436,11 +438,11 @@ class BinaryCrossEntropy:
 
     # What the options mean to a kernel --------------------------------------------------------------------------------
 
-    @dispatch.made_once
+    @made_once
     def _reduction(self) -> dispatch.Reduction:
         return dispatch.Reduction(self.reduction, self.denominator, self.axis, self.dtype)  # type: ignore[arg-type]
 
-    @dispatch.made_once
+    @made_once
     def _formula(self) -> dispatch.Formula:
         parameters: dict[str, float] = {}
         scalar_pos_weight = self.pos_weight if isinstance(self.pos_weight, float) else 1.0
@@ -550,7 +552,17 @@ def _of_function(from_logits: bool, options: dict[str, Any]) -> BinaryCrossEntro
     """The object for the options of a function; an unknown one is named."""
     if "from_logits" in options:
         raise OptionError("from_logits is fixed by the function's name: leave it out, or use the other function")
-    return from_options({"from_logits": from_logits, **options})
+    options = {"from_logits": from_logits, **options}
+    try:
+        return _remembered(**options)
+    except TypeError:  # A list or an array has no hash.
+        return from_options(options)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _remembered(**options: Any) -> BinaryCrossEntropy:
+    """The checks of 17 options take as long as the loss of 4,000 elements."""
+    return from_options(options)
 
 
 def from_options(options: dict[str, Any]) -> BinaryCrossEntropy:

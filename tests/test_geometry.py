@@ -30,7 +30,7 @@ def layouts(draw):
             strides[axis] *= {"broadcast": 0, "reversed": -1, "doubled": 2}.get(change, 1)
             if change == "any":
                 strides[axis] = draw(st.integers(-64, 64))
-        operands.append(Operand(0, STORAGE[size], tuple(strides)))
+        operands.append(Operand(STORAGE[size], tuple(strides)))
     return shape, operands
 
 
@@ -63,7 +63,7 @@ def test_a_geometry_leads_to_every_element(layout):
 def test_kernels_exist_for_few_numbers_of_dimensions(axes):
     """No two of these axes merge. What is added in front has length 1 and no stride."""
     strides = tuple(4 * 3 ** (axes - k) for k in range(axes))
-    geometry = lay_out((2,) * axes, [Operand(0, "float32", strides)])
+    geometry = lay_out((2,) * axes, [Operand("float32", strides)])
     dimensions = min(size for size in KERNELS if size >= axes)
     ahead = dimensions - axes
     assert geometry == Geometry((STRIDED,), dimensions, ((1,) * ahead + (2,) * axes) + ((0,) * ahead + strides))
@@ -71,18 +71,18 @@ def test_kernels_exist_for_few_numbers_of_dimensions(axes):
 
 def test_axes_merge_where_all_operands_step_evenly():
     shape, every_second = (2, 3, 5), tuple(2 * stride for stride in c_strides((2, 3, 5), 4))
-    one = Operand(0, "float32", every_second)
+    one = Operand("float32", every_second)
     assert lay_out(shape, [one]) == Geometry((STRIDED,), 1, (30, 8))
-    other = Operand(0, "float64", (8, 16, 48))
+    other = Operand("float64", (8, 16, 48))
     assert lay_out(shape, [one, other]).dimensions == 3
-    rows = Operand(0, "float64", (8 * 3, 8, 0))
+    rows = Operand("float64", (8 * 3, 8, 0))
     assert lay_out(shape, [one, rows]) == Geometry((STRIDED, STRIDED), 2, (6, 5, 40, 8, 8, 0))
-    assert lay_out((2, 1, 5), [Operand(0, "float32", (80, 999, 8))]).numbers == (2, 5, 80, 8)
+    assert lay_out((2, 1, 5), [Operand("float32", (80, 999, 8))]).numbers == (2, 5, 80, 8)
 
 
 def test_no_numbers_are_needed_where_nothing_is_strided():
     """A kernel's tuple of integers is not empty, because an empty one has no type."""
-    flat, scalar = Operand(0, "float32", (12, 4)), Operand(0, "float64", (0, 0))
+    flat, scalar = Operand("float32", (12, 4)), Operand("float64", (0, 0))
     assert lay_out((2, 3), [flat, scalar]) == Geometry((FLAT, SCALAR), 1, (0,))
 
 

@@ -209,7 +209,7 @@ def test_inputs_are_read_once(name, monkeypatch):
     passes, run = [], pipeline.run
 
     def told(job, *rest):
-        recipe = job.recipe
+        recipe = job.work.recipe
         numbers = " ".join(["", *recipe.parameters]).replace(" unused", "")
         passes.append(f"{' '.join(recipe.roles)}{numbers} > {' '.join((*recipe.outputs, ':', *recipe.sums))}")
         run(job, *rest)

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from gpubce.spec.job import Job
+from gpubce.spec.job import Pass
 from gpubce.spec.plan import PLAN
 from gpubce.spec.recipe import PARAMETERS, ROLES, Recipe
 
@@ -57,6 +57,6 @@ def test_fields_say_what_differs():
         ((0, 3), 1, (0, 3, 0)),
     ],
 )
-def test_a_job_counts_its_elements(shape, kept, numbers):
-    job = Job(Recipe(), shape, (), kept, 0, 0, 1, {}, 0.0, PLAN)
-    assert (job.elements, job.outputs, job.reduced) == numbers
+def test_a_pass_counts_its_elements(shape, kept, numbers):
+    work = Pass(Recipe(), shape, (), kept, PLAN)
+    assert (work.elements, work.outputs, work.reduced) == numbers

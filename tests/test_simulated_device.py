@@ -67,7 +67,7 @@ assert np.isnan(loss(there[0], bad).copy_to_host())
 state = loss.state(there[0], bad)
 assert state.invalid == targets.sum() and state.merge(state).count == 2 * logits.size
 sums, run = [], pipeline.run
-pipeline.run = lambda job, *rest: (sums.append(job.recipe.sums), run(job, *rest))
+pipeline.run = lambda job, *rest: (sums.append(job.work.recipe.sums), run(job, *rest))
 try:
     loss(there[0], bad, check=True)
 except gpubce.errors.InvalidValueError as error:

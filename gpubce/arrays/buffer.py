@@ -3,7 +3,7 @@
 import ctypes
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,8 +33,7 @@ def first_line(error: Exception) -> str:
     return lines[0] if len(lines[0]) <= LONGEST_LINE else f"{lines[0][: LONGEST_LINE - 3]}..."
 
 
-@dataclass(frozen=True)
-class Buffer:
+class Buffer(NamedTuple):
     """``strides`` are in bytes. ``owner`` keeps the memory alive."""
 
     address: int

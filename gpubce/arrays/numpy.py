@@ -1,5 +1,6 @@
 """NumPy arrays, with the bfloat16 of ml_dtypes; lists, numbers and whatever else NumPy reads."""
 
+import ctypes
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,8 @@ from gpubce.arrays.buffer import CPU, Buffer, first_line
 from gpubce.errors import ArrayError
 
 NAME = "NumPy"
+
+_BYTE = ctypes.c_char.from_buffer
 
 
 def buffer(array: Any) -> Buffer:
@@ -35,7 +38,15 @@ def buffer(array: Any) -> Buffer:
         raise ArrayError(
             f"the array's bytes are in the other order ({array.dtype.str}): pass array.astype({array.dtype.name!r})"
         )
-    return Buffer(array.ctypes.data, _name(array.dtype), array.shape, array.strides, CPU, array, writable)
+    return Buffer(address_of(array), _name(array.dtype), array.shape, array.strides, CPU, array, writable)
+
+
+def address_of(array: np.ndarray) -> int:
+    """array.ctypes.data, for which NumPy makes an object (0.8 us): most arrays tell it in 0.15 us."""
+    try:
+        return ctypes.addressof(_BYTE(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # Read-only, with gaps, empty, or of a type that buffers do not know.
+        return array.ctypes.data
 
 
 @cache

@@ -1,13 +1,14 @@
 """The passes of a job, in order. An engine (cpu.launch or cuda.launch) does each of them."""
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from gpubce.backends.kernel_key import KernelKey
+from gpubce.backends.kernel_key import QUAD, KernelKey
 from gpubce.spec.geometry import FLAT, lay_out
-from gpubce.spec.job import Job, Settlement
+from gpubce.spec.job import Job, Pass, Settlement
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import ITEMSIZE, widened
 
@@ -41,39 +42,87 @@ class Engine(Protocol):
         """Set float64 cells to 0."""
 
 
+class _Prepared(NamedTuple):
+    """What follows from a pass alone."""
+
+    key: KernelKey
+    geometry: tuple[int, ...]
+    parameters: tuple[tuple[str, ...], Callable]
+    """The names of the kernel's numbers, and their type."""
+    ignored: Callable
+    elements: int
+    outputs: int
+    reduced: int
+    cells: int
+    sizes: tuple[int, ...]
+    """How many partials of each sum and output the first pass leaves, then those that combine them."""
+
+
+@lru_cache(maxsize=4096)
+def _prepared(work: Pass, vector: int) -> _Prepared:
+    recipe, plan = work.recipe, work.plan
+    geometry = lay_out(work.shape, work.operands)
+    size = plan.chunks(work.reduced) if work.kept else plan.blocks(work.elements)
+    sizes = [size]
+    while recipe.sums and size > 1:
+        size = plan.blocks(size)
+        sizes.append(size)
+    return _Prepared(
+        KernelKey(recipe, geometry.layouts, geometry.dimensions, plan, vector),
+        geometry.numbers,
+        (recipe.parameters, np.dtype(recipe.compute).type),
+        np.dtype(widened(recipe.target or recipe.compute)).type,
+        work.elements,
+        work.outputs,
+        work.reduced,
+        2 * len(recipe.sums) * work.outputs,
+        tuple(sizes),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _boundaries(work: Pass) -> tuple[int, ...] | None:
+    """Of which number of bytes each address must be a multiple for four elements to be loaded at once; None where they
+    cannot be."""
+    if work.kept and work.outputs % QUAD:
+        return None
+    layouts = lay_out(work.shape, work.operands).layouts
+    return tuple(
+        QUAD * ITEMSIZE[operand.storage] if layout == FLAT else 1
+        for layout, operand in zip(layouts, work.operands, strict=True)
+    )
+
+
 def run(job: Job, engine: Engine, allocate: Allocate) -> None:
     """Do one pass over the inputs and reduce its sums."""
-    recipe, plan = job.recipe, job.plan
-    sums, outputs = len(recipe.sums), job.outputs
-    cells = 2 * sums * outputs
-    if job.elements == 0:
-        if cells:
-            engine.clear(job.states, cells)
+    work, vector = job.work, 1
+    if engine.loads_vectors:
+        boundaries = _boundaries(work)
+        if boundaries and all(address % step == 0 for address, step in zip(job.addresses, boundaries, strict=True)):
+            vector = QUAD
+    does = _prepared(work, vector)
+    sums = len(work.recipe.sums)
+    if does.elements == 0:
+        if does.cells:
+            engine.clear(job.states, does.cells)
         return
-    geometry = lay_out(job.shape, job.operands)
-    addresses = tuple(operand.address for operand in job.operands) or (0,)
-    aligned = engine.loads_vectors and all(
-        layout != FLAT or operand.address % (4 * ITEMSIZE[operand.storage]) == 0
-        for layout, operand in zip(geometry.layouts, job.operands, strict=True)
-    )
-    rows_stay_aligned = job.kept == 0 or outputs % 4 == 0
-    key = KernelKey(recipe, geometry.layouts, geometry.dimensions, plan, 4 if aligned and rows_stay_aligned else 1)
-    number = np.dtype(recipe.compute).type
-    parameters = tuple(number(job.parameters.get(name, 0.0)) for name in recipe.parameters)
-    ignored = np.dtype(widened(recipe.target or recipe.compute)).type(job.ignored)
-
-    size = plan.chunks(job.reduced) if job.kept else plan.blocks(job.elements)
-    partials = _destination(job, size, cells, allocate)
-    work = addresses, geometry.numbers, parameters, ignored, partials, size, job.histogram, job.unit
-    if job.kept:
-        engine.along_axes(key, job.reduced, outputs, *work)
+    names, number = does.parameters
+    parameters = tuple([number(job.parameters.get(name, 0.0)) for name in names])
+    size, *sizes = does.sizes
+    partials = _destination(job, size, does.cells, allocate)
+    given = (
+        job.addresses or (0,), does.geometry, parameters, does.ignored(job.ignored), partials, size, job.histogram,
+        job.unit,
+    )  # fmt: skip
+    if work.kept:
+        engine.along_axes(does.key, does.reduced, does.outputs, *given)
     else:
-        engine.whole(key, job.elements, *work)
-    while sums and size > 1:
+        engine.whole(does.key, does.elements, *given)
+    for smaller in sizes:
         source, size_before = partials, size
-        size = plan.blocks(size)
-        partials = _destination(job, size, cells, allocate)
-        engine.combine(plan, sums, size_before, outputs, source, partials)
+        size = smaller
+        partials = _destination(job, size, does.cells, allocate)
+        engine.combine(work.plan, sums, size_before, does.outputs, source, partials)
 
 
 def _destination(job: Job, size: int, cells: int, allocate: Allocate) -> int:

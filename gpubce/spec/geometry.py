@@ -15,10 +15,9 @@ _DIMENSIONS = (1, 2, 3, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Operand:
-    """One array of a call as a kernel sees it: where it starts, what it holds, and byte strides over the call's shape
-    (0 along axes on which it is broadcast)."""
+    """One array of a call as a kernel sees it: what it holds, and byte strides over the call's shape (0 along axes on
+    which it is broadcast)."""
 
-    address: int
     storage: str
     strides: tuple[int, ...]
 
@@ -64,8 +63,8 @@ def is_flat(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool
 def lay_out(shape: Sequence[int], operands: Sequence[Operand]) -> Geometry:
     """Classify the operands and merge the axes that all strided ones step through evenly.
 
-    >>> vector = Operand(0, "float32", (0, 4))
-    >>> lay_out((5, 3), [Operand(0, "float32", (12, 4)), vector])
+    >>> vector = Operand("float32", (0, 4))
+    >>> lay_out((5, 3), [Operand("float32", (12, 4)), vector])
     Geometry(layouts=('flat', 'strided'), dimensions=2, numbers=(5, 3, 0, 4))
     """
     layouts = []

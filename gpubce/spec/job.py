@@ -2,30 +2,25 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from gpubce.spec.geometry import Operand
 from gpubce.spec.plan import Plan
 from gpubce.spec.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Job:
-    """``operands`` follow the recipe's roles, then its outputs; their strides are over ``shape``.
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one pass over the inputs does, whatever they hold and wherever they lie.
 
-    ``kept`` is the number of trailing axes of ``shape`` that the sums keep: 0 sums over everything. The sums go to
-    ``states``, the address of float64 pairs [sum, hi or lo, output]. ``histogram`` is the address of the cells, int64
-    [output, cell], to which each sample adds; one that is not quantised adds ``unit``.
+    ``operands`` follow the recipe's roles, then its outputs; their strides are over ``shape``. ``kept`` is the number
+    of trailing axes of ``shape`` that the sums keep: 0 sums over everything.
     """
 
     recipe: Recipe
     shape: tuple[int, ...]
     operands: tuple[Operand, ...]
     kept: int
-    states: int
-    histogram: int
-    unit: int
-    parameters: dict[str, float]
-    ignored: float
     plan: Plan
 
     @property
@@ -44,8 +39,24 @@ class Job:
         return prod(self.shape[: len(self.shape) - self.kept])
 
 
-@dataclass(frozen=True)
-class Settlement:
+class Job(NamedTuple):
+    """A pass over arrays.
+
+    ``addresses`` are those of its operands. The sums go to ``states``, the address of float64 pairs [sum, hi or lo,
+    output]. ``histogram`` is the address of the cells, int64 [output, cell], to which each sample adds; one that is not
+    quantised adds ``unit``.
+    """
+
+    work: Pass
+    addresses: tuple[int, ...]
+    states: int
+    histogram: int
+    unit: int
+    parameters: dict[str, float]
+    ignored: float
+
+
+class Settlement(NamedTuple):
     """How sums become values: total / denominator * unit, or grad_scale / denominator * unit for derivatives.
 
     ``denominator`` is the position of the sum to divide by, or None for the number ``divisor``. A sum is first raised

@@ -8,6 +8,7 @@ kernel changes.
 import inspect
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -34,16 +35,17 @@ target; the loss of the baseline; whether the sample is invalid, 1 or 0."""
 
 one_number = subroutine(types.float64)
 
-QUANTITIES: dict[str, Callable] = {}
+QUANTITIES: dict[str, Any] = {}
 """The subroutine of each quantity."""
 
 
-def quantity(function: Callable) -> Callable:
+def quantity(function: Callable) -> Any:
     """A decorator: a row of :data:`QUANTITIES`."""
     QUANTITIES[function.__name__] = one_number(function)
     return QUANTITIES[function.__name__]
 
 
+@cache
 def needed(name: str) -> tuple[str, ...]:
     """The fields that a quantity is computed from."""
     return tuple(inspect.signature(QUANTITIES[name].py_func).parameters)
@@ -213,7 +215,11 @@ def collector(names: tuple[str, ...], fields: tuple[str, ...] = FIELDS):
     value = last
     if "counted" in fields:
         COUNTED = fields.index("counted")
-        value = one_number(lambda sample: select(sample[COUNTED] != 0, last(sample), 0.0))
+
+        @one_number
+        def value(sample):
+            return select(sample[COUNTED] != 0, last(sample), 0.0)
+
     if len(names) == 1:
         return numbers(lambda sample: (value(sample),))
     rest = collector(names[:-1], fields)

@@ -38,7 +38,7 @@ PARAMETERS = {
 """Each number that a kernel takes at run time, and the field of :class:`Recipe` that asks for it."""
 
 
-AT_THRESHOLD = ("predicted", "found")
+AT_THRESHOLD = frozenset({"predicted", "found"})
 """The sums that compare predictions with a threshold."""
 
 EQUAL_UNWEIGHTED = {

@@ -9,6 +9,7 @@ from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 
+from gpubce.arrays.numpy import address_of
 from gpubce.backends.cpu import kernels, require_memory
 from gpubce.backends.interruptions import in_one_piece
 from gpubce.backends.kernel_cache import keep_on_disk, named
@@ -92,7 +93,8 @@ def settle(key: SettleKey):
     return _compiled(kernels.settle(key), "settle", key, SETTLEMENT)
 
 
-def scratch(cells: int) -> np.ndarray:
-    """Private memory of one thread, which begins with a cache line."""
+def scratch(cells: int) -> tuple[np.ndarray, int]:
+    """Private memory of one thread: its owner, and the address, where a cache line begins."""
     memory = np.empty(cells + 8, np.float64)
-    return memory[-(memory.ctypes.data // 8) % 8 :]
+    address = address_of(memory)
+    return memory, address + -address % 64

@@ -55,27 +55,43 @@ class CpuEngine:
         addresses, geometry, parameters, ignored, partials, count, histogram, unit,
     ):  # fmt: skip
         threads = self._threads(tasks, elements)
-        counts = _Histogram(histogram, outputs * histogram_cells(key.recipe.bins), threads)
-        kernel = compile_for(replace(key, shared=True) if counts.shared else key)
+        counts = None
+        if histogram:
+            counts = _Histogram(histogram, outputs * histogram_cells(key.recipe.bins), threads)
+            if counts.shared:
+                key = replace(key, shared=True)
+        kernel = compile_for(key)
         cells = scratch_cells(key)
 
         def begin():
-            memory, own = compiled.scratch(cells), counts.own()
-            given = *size, addresses, geometry, parameters, ignored
-            return lambda first, last: kernel(first, last, *given, memory.ctypes.data, partials, count, own, unit)
+            memory, scratch = compiled.scratch(cells)
+            own = counts.own() if counts else 0
 
-        self._share(begin, tasks, elements)
-        counts.add_up()
+            def work(first, last, _keep=memory):
+                kernel(
+                    first, last, *size, addresses, geometry, parameters, ignored, scratch, partials, count, own, unit
+                )
+
+            return work
+
+        self._share(begin, tasks, threads, elements)
+        if counts:
+            counts.add_up()
 
     def combine(self, plan: Plan, sums, size, outputs, source, target):
         kernel = compiled.combine(plan)
         blocks = plan.blocks(size)
 
         def begin():
-            memory = compiled.scratch(2 * plan.lanes)
-            return lambda first, last: kernel(first, last, size, outputs, source, target, blocks, memory.ctypes.data)
+            memory, scratch = compiled.scratch(2 * plan.lanes)
 
-        self._share(begin, sums * blocks * outputs, sums * size * outputs)
+            def work(first, last, _keep=memory):
+                kernel(first, last, size, outputs, source, target, blocks, scratch)
+
+            return work
+
+        tasks, elements = sums * blocks * outputs, sums * size * outputs
+        self._share(begin, tasks, self._threads(tasks, elements), elements)
 
     def settle(self, settlement: Settlement):
         key, arguments = SettleKey.of(settlement)
@@ -84,9 +100,9 @@ class CpuEngine:
     def clear(self, address, cells):
         ctypes.memset(address, 0, 8 * cells)
 
-    def _share(self, begin: Callable[[], Work], tasks: int, elements: int) -> None:
-        """Do tasks 0 .. tasks - 1, in ranges, on as many threads as pay."""
-        share(begin, tasks, self._threads(tasks, elements), max(1, FIRST_SLICE * tasks // elements))
+    def _share(self, begin: Callable[[], Work], tasks: int, threads: int, elements: int) -> None:
+        """Do tasks 0 .. tasks - 1, in ranges."""
+        share(begin, tasks, threads, max(1, FIRST_SLICE * tasks // elements))
 
     def _threads(self, tasks: int, elements: int) -> int:
         return min(self.threads, tasks, -(-elements // WORTH_A_THREAD))
@@ -94,21 +110,18 @@ class CpuEngine:
 
 class _Histogram:
     """Where the threads of a call add their counts: each into cells of its own, which :meth:`add_up` adds to those at
-    ``address``; or, where that would be much memory, all into the same cells with atomic additions.
-
-    Address 0 stands for no histogram.
-    """
+    ``address``; or, where that would be much memory, all into the same cells with atomic additions."""
 
     def __init__(self, address: int, cells: int, threads: int):
         self.address = address
         self.cells = cells
         self.alone = threads == 1
-        self.shared = address != 0 and not self.alone and cells > OWN_CELLS
+        self.shared = not self.alone and cells > OWN_CELLS
         self._copies: list[np.ndarray] = []
 
     def own(self) -> int:
         """The address at which the calling thread adds."""
-        if not self.address or self.alone or self.shared:
+        if self.alone or self.shared:
             return self.address
         self._copies.append(np.zeros(self.cells, np.int64))
         return self._copies[-1].ctypes.data

@@ -8,7 +8,7 @@ from functools import cache
 
 from numba import cuda, float64, int64, njit, types
 
-from gpubce.backends.kernel_key import KernelKey, SettleKey
+from gpubce.backends.kernel_key import QUAD, KernelKey, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
 from gpubce.spec.elements import element, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
@@ -28,8 +28,6 @@ from gpubce.spec.primitives import (
 from gpubce.spec.quantities import collector
 
 inlined = njit(inline="always", error_model="numpy")
-
-QUAD = 4
 
 _load, _store = loader("float64"), storer("float64")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from gpubce.backends.cuda import compile as compiled
-from gpubce.backends.cuda.kernels import QUAD, threads
+from gpubce.backends.cuda.kernels import threads
 from gpubce.backends.devices import simulated
-from gpubce.backends.kernel_key import KernelKey, SettleKey
+from gpubce.backends.kernel_key import QUAD, KernelKey, SettleKey
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import ITEMSIZE
