@@ -415,9 +415,9 @@ class Session:
         outputs: dict[str, Buffer],
         collection: Collection,
     ) -> Any:
-        """:meth:`run` for a state. In host memory, the sums that follow from others or from the shape cost nothing:
-        of the 15 for all metrics of unweighted classes, kernels make 9."""
-        if self.place.device.kind != "cpu":
+        """:meth:`run` for a state. Where nothing waits for it, sums that follow from others or from the shape are not
+        computed: of the 15 for all metrics of unweighted classes, kernels make 9."""
+        if not engine.at_once:
             return self.run(engine, names, reduced, outputs, collection=collection)[0]
         weighted = "weight" in self.given or self.formula.label_weight is not None
         equal = {} if weighted else EQUAL_UNWEIGHTED

@@ -181,6 +181,7 @@ class InterpretedEngine:
     """See :class:`gpubce.backends.pipeline.Engine`."""
 
     loads_vectors = False
+    at_once = True
 
     def _samples(self, key: KernelKey, elements, addresses, geometry, parameters, ignored):
         """Write the outputs of all elements; what they give to the sums and to the histogram."""

@@ -768,6 +768,7 @@ class Idle:
     """An engine that computes nothing: every sum is 0. What it is asked for must be what a kernel can take."""
 
     loads_vectors = False
+    at_once = True
 
     def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count, *_):
         self.check(key, elements, addresses, geometry, parameters)

@@ -21,6 +21,8 @@ class Engine(Protocol):
 
     loads_vectors: bool
     """Whether its kernels for aligned arrays differ from those for others."""
+    at_once: bool
+    """Whether what a method does is done when it returns, and can be read without waiting."""
 
     def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count, histogram, unit) -> None:
         """Work on all elements; leave a pair for each sum and block at partials[sum, :, block], and add to the

@@ -38,6 +38,7 @@ class CpuEngine:
     """See :class:`gpubce.backends.pipeline.Engine`."""
 
     loads_vectors = False
+    at_once = True
 
     def __init__(self, threads: int | None = None):
         self.threads = threads or thread_count()

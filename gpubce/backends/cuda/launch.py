@@ -35,6 +35,7 @@ class CudaEngine:
     """Threads of a thread block where no block of the plan fixes them."""
 
     loads_vectors = True
+    at_once = False
 
     def __init__(self, stream: int = 0, device: int = 0):
         self.stream = stream
