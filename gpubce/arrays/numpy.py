@@ -38,10 +38,10 @@ def buffer(array: Any) -> Buffer:
         raise ArrayError(
             f"the array's bytes are in the other order ({array.dtype.str}): pass array.astype({array.dtype.name!r})"
         )
-    return Buffer(address_of(array), _name(array.dtype), array.shape, array.strides, CPU, array, writable)
+    return Buffer(_address(array), _name(array.dtype), array.shape, array.strides, CPU, array, writable)
 
 
-def address_of(array: np.ndarray) -> int:
+def _address(array: np.ndarray) -> int:
     """array.ctypes.data, for which NumPy makes an object (0.8 us): most arrays tell it in 0.15 us."""
     try:
         return ctypes.addressof(_BYTE(array))  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """From a kernel key to machine code for this CPU."""
 
+import ctypes
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
@@ -9,7 +10,6 @@ from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 
-from gpubce.arrays.numpy import address_of
 from gpubce.backends.cpu import kernels, require_memory
 from gpubce.backends.interruptions import in_one_piece
 from gpubce.backends.kernel_cache import keep_on_disk, named
@@ -96,5 +96,6 @@ def settle(key: SettleKey):
 def scratch(cells: int) -> tuple[np.ndarray, int]:
     """Private memory of one thread: its owner, and the address, where a cache line begins."""
     memory = np.empty(cells + 8, np.float64)
-    address = address_of(memory)
+    # memory.ctypes.data takes 0.7 us longer.
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))  # type: ignore[arg-type]
     return memory, address + -address % 64
