@@ -13,7 +13,7 @@ from gpubce.spec.bins import cells as histogram_cells
 from gpubce.spec.elements import element, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
-from gpubce.spec.precision import widened
+from gpubce.spec.precision import INTEGERS, ITEMSIZE, widened
 from gpubce.spec.primitives import (
     WIDE_TYPES,
     add_atomically,
@@ -32,6 +32,8 @@ inlined = njit(inline="always", error_model="numpy")
 
 load_real = loader("float64", region="scratch")
 store_real = storer("float64", region="scratch")
+load_pair = loader("float64", region="outputs")
+store_pair = storer("float64", region="outputs")
 
 
 def scratch_cells(key: KernelKey) -> int:
@@ -87,7 +89,7 @@ def _flat_reader(storage: str, k: int):
     return read_flat
 
 
-def _walk(dimensions: int, slot: int, move):
+def _walk(storage: str, dimensions: int, slot: int, move):
     """The subroutine that calls move(address, lane, scratch) for ``count`` elements of a strided array, from ``start``
     on in C order, whose lanes begin at 0.
 
@@ -97,7 +99,7 @@ def _walk(dimensions: int, slot: int, move):
     innermost = dimensions - 1
     outer = max(0, dimensions - 2)
     step, outer_step = dimensions * (1 + slot) + innermost, dimensions * (1 + slot) + outer
-    PLANE = dimensions > 1
+    PLANE, SIZE = dimensions > 1, ITEMSIZE[storage]
 
     @subroutine(types.void)
     def walk(address, geometry, start, count, scratch):
@@ -118,8 +120,16 @@ def _walk(dimensions: int, slot: int, move):
                 done += rows * inner
             else:
                 run = min(inner - place, count - done)
-                for column in range(run):
-                    move(base + column * across, done + column, scratch)
+                # The two that are common, with steps that the compiler knows: vectors.
+                if across == 0:
+                    for column in range(run):
+                        move(base, done + column, scratch)
+                elif across == SIZE:
+                    for column in range(run):
+                        move(base + column * SIZE, done + column, scratch)
+                else:
+                    for column in range(run):
+                        move(base + column * across, done + column, scratch)
                 done += run
 
     return walk
@@ -127,14 +137,14 @@ def _walk(dimensions: int, slot: int, move):
 
 def _strided_reader(storage: str, k: int, dimensions: int, slot: int, staging: int):
     load = loader(storage)
-    keep = storer(widened(storage), region="scratch")
-    recall = loader(widened(storage), region="scratch")
+    kept = storage if storage in INTEGERS else widened(storage)
+    keep, recall = storer(kept, region="scratch"), loader(kept, region="scratch")
 
     @subroutine(types.void)
     def bring(address, lane, scratch):
         keep(scratch + staging, lane, load(address, 0))
 
-    walk = _walk(dimensions, slot, bring)
+    walk = _walk(storage, dimensions, slot, bring)
 
     @subroutine(types.void)
     def stage(addresses, geometry, start, count, scratch):
@@ -176,7 +186,7 @@ def _strided_writer(recipe: Recipe, k: int, dimensions: int, slot: int, staging:
     def take(address, lane, scratch):
         store(address, 0, recall(scratch + staging, lane))
 
-    walk = _walk(dimensions, slot, take)
+    walk = _walk(recipe.stored, dimensions, slot, take)
 
     @subroutine(types.void)
     def write_staged(addresses, start, lane, scratch, value):
@@ -221,30 +231,30 @@ def _accumulator(sums: int, per_sum: int, lanes: int, compensated: bool):
 
 
 @cache
-def _row_of(fields: tuple[str, ...], at: int, row: int):
-    """(keep, recall): keep these fields of a sample in rows of scratch, in float32, which they are; give them back."""
+def _rows_of(fields: tuple[str, ...], real: str, at: int, row: int):
+    """(keep, recall): keep these fields of a sample in rows of scratch, in the compute type; give them back."""
     *others, field = fields
     PLACE, own = FIELDS.index(field), at + row * len(others)
-    keep_one, recall_one = storer("float32", region="scratch"), loader("float32", region="scratch")
+    keep_one, recall_one = storer(real, region="scratch"), loader(real, region="scratch")
 
     @subroutine(types.void)
     def keep_field(scratch, lane, sample):
         keep_one(scratch + own, lane, sample[PLACE])
 
-    @subroutine(types.UniTuple(types.float32, 1))
+    @subroutine(types.UniTuple(WIDE_TYPES[real], 1))
     def recall_field(scratch, lane):
         return (recall_one(scratch + own, lane),)
 
     if not others:
         return keep_field, recall_field
-    keep_others, recall_others = _row_of(tuple(others), at, row)
+    keep_others, recall_others = _rows_of(tuple(others), real, at, row)
 
     @subroutine(types.void)
     def keep(scratch, lane, sample):
         keep_others(scratch, lane, sample)
         keep_field(scratch, lane, sample)
 
-    @subroutine(types.UniTuple(types.float32, len(fields)))
+    @subroutine(types.UniTuple(WIDE_TYPES[real], len(fields)))
     def recall(scratch, lane):
         return recall_others(scratch, lane) + recall_field(scratch, lane)
 
@@ -256,30 +266,59 @@ def _add_no_row(scratch, count):
     pass
 
 
-def _adder(key: KernelKey):
+def _lane_adder(key: KernelKey):
     """(take, add_row): take one sample of a row; then add what the row's samples say to the accumulators of their
     lanes."""
     names, compensated = key.recipe.sums, key.recipe.compensated
     if not names:
         return _take_nothing, _add_no_row
     accumulate = _accumulator(len(names), key.per_sum // 8, key.plan.lanes, compensated)
-    if not key.fields:
-        collect = collector(names)
-
-        @subroutine(types.void)
-        def take(scratch, lane, sample):
-            accumulate(scratch, lane, collect(sample))
-
-        return take, _add_no_row
-    keep, recall = _row_of(key.fields, key.staged_at, key.row)
-    collect_staged = collector(names, key.fields)
+    keep, recall = _rows_of(key.fields, key.recipe.compute, key.staged_at, key.row)
+    collect = collector(names, key.fields)
 
     @subroutine(types.void)
     def add_row(scratch, count):
         for lane in range(count):
-            accumulate(scratch, lane, collect_staged(recall(scratch, lane)))
+            accumulate(scratch, lane, collect(recall(scratch, lane)))
 
     return keep, add_row
+
+
+@subroutine(types.void)
+def _add_no_pairs(scratch, steps, wide, pairs, apart):
+    pass
+
+
+def _output_adder(key: KernelKey):
+    """(take, add_steps): take one sample of a row of ``steps`` times ``wide`` outputs; then add each step's samples to
+    the pairs of the outputs. Those of sum k have their high parts from ``pairs + 2 k apart`` on, their low parts
+    ``apart`` behind them."""
+    names = key.recipe.sums
+    if not names:
+        return _take_nothing, _add_no_pairs
+    keep, recall = _rows_of(key.fields, key.recipe.compute, key.staged_at, key.row)
+    add_steps = _add_no_pairs
+    for k, name in enumerate(names):
+        add_steps = _pair_adder(k, add_steps, collector((name,), key.fields), recall)
+    return keep, add_steps
+
+
+def _pair_adder(k: int, before, collect, recall):
+    """The subroutine that does what ``before`` does, and adds the samples of sum k."""
+
+    @subroutine(types.void)
+    def add_steps(scratch, steps, wide, pairs, apart):
+        before(scratch, steps, wide, pairs, apart)
+        highs = pairs + 2 * k * apart
+        lows = highs + apart
+        for step in range(steps):
+            for o in range(wide):
+                value = collect(recall(scratch, step * wide + o))[0]
+                hi, lo = add_to_pair(load_pair(highs, o), load_pair(lows, o), value)
+                store_pair(highs, o, hi)
+                store_pair(lows, o, lo)
+
+    return add_steps
 
 
 _load_count, _store_count = loader("int64", region="outputs"), storer("int64", region="outputs")
@@ -350,11 +389,10 @@ def _histogram(key: KernelKey):
     return place, add, add_rows
 
 
-def _row(key: KernelKey):
+def _row(key: KernelKey, take):
     """The inlined function that works on the elements [start, start + count), at most one row of lanes: writes the
-    outputs, adds the sums to the accumulators, and keeps what goes into the histogram."""
+    outputs, takes each sample, and keeps what goes into the histogram."""
     sample = element(key.recipe)
-    take, add_row = _adder(key)
     stage_prediction, prediction = _reader(key, "prediction")
     stage_baseline, baseline = _reader(key, "baseline")
     stage_target, target = _reader(key, "target")
@@ -397,7 +435,6 @@ def _row(key: KernelKey):
             write_hessian(addresses, start, lane, scratch, outputs[2])
             place(scratch, lane, placed)
             take(scratch, lane, known)
-        add_row(scratch, count)
         unstage_loss(addresses, geometry, start, count, scratch)
         unstage_gradient(addresses, geometry, start, count, scratch)
         unstage_hessian(addresses, geometry, start, count, scratch)
@@ -437,7 +474,8 @@ def _clear(scratch, cells):
 
 def whole(key: KernelKey):
     """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]. All samples go into one histogram."""
-    row = _row(key)
+    take, add_row = _lane_adder(key)
+    row = _row(key, take)
     _, add, _ = _histogram(key)
     sums = len(key.recipe.sums)
     lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
@@ -454,6 +492,7 @@ def whole(key: KernelKey):
                     if start < n:
                         wide = min(strip, lanes - left, n - start)
                         row(start, wide, addresses, geometry, parameters, ignored, here)
+                        add_row(here, wide)
                         add(histogram, unit, here, wide)
             width = first_width(lanes, min(lanes, n - block * block_size))
             for k in range(sums):
@@ -469,14 +508,13 @@ def along_axes(key: KernelKey):
 
     One task is one run of one tile of at most ``widest`` outputs. Run c leaves the pair of sum k for output o at
     partials[k, :, c, o]. A row of scratch holds as many reduced elements of the tile as fit; they are then added to the
-    partials one reduced element after the other. Each output has its own histogram.
+    pairs one reduced element after the other. Each output has its own histogram.
     """
-    row = _row(key)
+    take, add_steps = _output_adder(key)
+    row = _row(key, take)
     _, _, add_rows = _histogram(key)
     sums = len(key.recipe.sums)
     lanes, chunk = key.plan.lanes, key.plan.chunk
-    per_sum = key.per_sum
-    low = 8 * lanes
 
     def runs(
         first,
@@ -497,39 +535,22 @@ def along_axes(key: KernelKey):
         tile = min(outputs, widest)
         across = (outputs + tile - 1) // tile
         together = lanes // tile if tile == outputs else 1
+        apart = 8 * count * outputs
         for task in range(first, last):
             run = task // across
             left = task % across * tile
             end = min((run + 1) * chunk, reduced)
             wide = min(tile, outputs - left)
-            for k in range(sums):
-                hi_cell = partials + 8 * ((2 * k * count + run) * outputs + left)
-                lo_cell = partials + 8 * (((2 * k + 1) * count + run) * outputs + left)
+            pairs = partials + 8 * (run * outputs + left)
+            for part in range(2 * sums):
                 for o in range(wide):
-                    store_real(hi_cell, o, 0.0)
-                    store_real(lo_cell, o, 0.0)
+                    store_pair(pairs + part * apart, o, 0.0)
             r = run * chunk
             while r < end:
                 taken = min(together, end - r)
-                for k in range(sums):
-                    _clear(scratch + k * per_sum, taken * wide)
-                    _clear(scratch + k * per_sum + low, taken * wide)
                 row(r * outputs + left, taken * wide, addresses, geometry, parameters, ignored, scratch)
                 add_rows(histogram, unit, scratch, taken * wide, left, wide)
-                for k in range(sums):
-                    hi_cell = partials + 8 * ((2 * k * count + run) * outputs + left)
-                    lo_cell = partials + 8 * (((2 * k + 1) * count + run) * outputs + left)
-                    cell = scratch + k * per_sum
-                    for step in range(taken):
-                        for o in range(wide):
-                            hi, lo = merge_pairs(
-                                load_real(hi_cell, o),
-                                load_real(lo_cell, o),
-                                load_real(cell, step * wide + o),
-                                load_real(cell + low, step * wide + o),
-                            )
-                            store_real(hi_cell, o, hi)
-                            store_real(lo_cell, o, lo)
+                add_steps(scratch, taken, wide, pairs, apart)
                 r += taken
 
     return runs
