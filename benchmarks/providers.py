@@ -50,13 +50,11 @@ def with_limit(workload: Workload, library: Any, arrays: Arrays) -> Run:
 
 
 def with_gpubce(workload: Workload, library: Any, arrays: Arrays) -> Run:
-    """The gradient goes into a given array."""
+    """Like the others it makes a new array for the gradient."""
     loss = workload.case.loss
     how: Arrays = {"device": "cpu"} if library.device == "cpu" else {}
-    if not workload.gradient:
-        return lambda given: loss(**given, **how)
-    gradient = library.empty_like(arrays["predictions"])
-    return lambda given: loss.value_and_grad(**given, **how, grad_out=gradient)
+    call = loss.value_and_grad if workload.gradient else loss
+    return lambda given: call(**given, **how)
 
 
 # PyTorch -------------------------------------------------------------------------------------------------------------
@@ -123,8 +121,12 @@ def with_triton(workload: Workload, library: Torch, arrays: Arrays) -> Run:
     mean_loss = module("benchmarks.triton_kernel", "Triton").mean_loss
     if not workload.gradient:
         return lambda given: mean_loss(given["predictions"], given["targets"])
-    gradient = library.empty_like(arrays["predictions"])
-    return lambda given: (mean_loss(given["predictions"], given["targets"], gradient), gradient)
+
+    def both(given: Arrays) -> Any:
+        gradient = library.empty_like(given["predictions"])
+        return mean_loss(given["predictions"], given["targets"], gradient), gradient
+
+    return both
 
 
 # JAX, scikit-learn, NumPy, CuPy --------------------------------------------------------------------------------------

@@ -27,10 +27,9 @@ from gpubce.errors import DeviceError, MissingDependencyError, OptionError
 from gpubce.evaluator import Evaluator
 from gpubce.loss import BinaryCrossEntropy
 from gpubce.spec.plan import PLAN
-from gpubce.spec.precision import ITEMSIZE, PRECISIONS
-from gpubce.spec.precision import TARGETS as ALL_TARGETS
+from gpubce.spec.precision import ITEMSIZE, PRECISIONS, TARGETS
 
-TARGETS = ("uint8", "bool", "int64")
+USUAL_TARGETS = ("uint8", "bool", "int64")
 """Types of targets unless --targets says otherwise, beside that of the predictions."""
 
 SHAPE = PLAN.lanes * PLAN.rows, 4
@@ -67,7 +66,7 @@ def calls(types: Sequence[str], targets: Sequence[str] = ()) -> list[Call]:
     """
     found = []
     for kind in types:
-        for target in targets or (*TARGETS, kind):
+        for target in targets or (*USUAL_TARGETS, kind):
             arrays = np.full(SHAPE, 0.5, host_arrays.dtype(kind)), np.zeros(SHAPE, host_arrays.dtype(target))
             for space in ("logits", "probabilities"):
                 mean = BinaryCrossEntropy(from_logits=space == "logits")
@@ -86,7 +85,7 @@ def calls(types: Sequence[str], targets: Sequence[str] = ()) -> list[Call]:
 def run(arguments: argparse.Namespace) -> None:
     """The command."""
     _check_names("--types", arguments.types, tuple(PRECISIONS))
-    _check_names("--targets", arguments.targets, ALL_TARGETS)
+    _check_names("--targets", arguments.targets, TARGETS)
     types = arguments.types or [
         kind for kind in PRECISIONS if kind != "bfloat16" or importlib.util.find_spec("ml_dtypes")
     ]
@@ -105,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
         else:
             made, place = compile_for_this_cpu(wanted, step), f"the processor {_processor()}"
-    print(f"{made} kernels for {place}")
+    print(f"{made} kernel{'s' * (made != 1)} for {place}")
     if written:
         folders = " and ".join(sorted({os.path.dirname(path) for path in written}))
         print(f"{len(written)} written, {sum(written.values()) / 1e6:.1f} MB, to {folders}")

@@ -553,15 +553,18 @@ def _of_function(from_logits: bool, options: dict[str, Any]) -> BinaryCrossEntro
     if "from_logits" in options:
         raise OptionError("from_logits is fixed by the function's name: leave it out, or use the other function")
     options = {"from_logits": from_logits, **options}
-    try:
+    if all(type(value) in _IMMUTABLE for value in options.values()):
         return _remembered(**options)
-    except TypeError:  # A list or an array has no hash.
-        return from_options(options)
+    return from_options(options)
+
+
+_IMMUTABLE = frozenset({bool, int, float, str, type(None)})
 
 
 @lru_cache(maxsize=256, typed=True)
 def _remembered(**options: Any) -> BinaryCrossEntropy:
-    """The checks of 17 options take as long as the loss of 4,000 elements."""
+    """The checks of 17 options take as long as the loss of 4,000 elements. Only for numbers and names: an array may
+    change, and stay the same key."""
     return from_options(options)
 
 

@@ -103,7 +103,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 raise _invalid(error, batch, sources, evaluator.loss) from None
             # On a GPU the sum would be waited for, and the host has nothing else to do.
             if device != "cpu" or evaluator._is_nan():
-                nans.look(batch)
+                nans.look(batch, evaluator.loss.ignore_index)
             rate.add(batch)
             advance(len(batch.predictions))
             if checkpoint is not None:
@@ -377,10 +377,12 @@ class _Nans:
         self.count = 0
         self.first: tuple[str, int] = (source.path, 0)
 
-    def look(self, batch: _Batch) -> None:
+    def look(self, batch: _Batch, ignored: float | int | None) -> None:
         if _has_nan(batch.predictions):
             found = np.isnan(batch.predictions)
-            if not self.count:
+            if ignored is not None:
+                found &= (batch.targets == batch.targets) if ignored != ignored else (batch.targets != ignored)
+            if not self.count and found.any():
                 row = int(np.argmax(found.reshape(len(found), -1).any(axis=1)))
                 self.first = self.source.locate(batch.start + row)
             self.count += int(found.sum())

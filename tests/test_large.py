@@ -177,6 +177,10 @@ PASSES = {
         lambda: mean.state(LOGITS, TARGETS, mask=TARGETS > 0, sums=("weight",)),
         ["prediction target mask > : loss count"],
     ),
+    "a state whose weights need not be finite": (
+        lambda: mean.state(LOGITS, TARGETS > 0, weight=TARGETS, sums=("target_entropy",)),
+        ["prediction target weight > : loss target_entropy"],
+    ),
     "a state with weights": (
         lambda: mean.state(LOGITS, TARGETS, weight=TARGETS, sums=("weight", "loss_by_weight")),
         ["prediction target weight > : loss weight loss_by_weight"],
@@ -217,3 +221,13 @@ def test_inputs_are_read_once(name, monkeypatch):
     monkeypatch.setattr(pipeline, "run", told)
     call()
     assert passes == expected
+
+
+def test_what_is_remembered_knows_its_plan(monkeypatch):
+    """A pass is prepared once for arrays that look alike, and once for each plan."""
+    plans, run = [], pipeline.run
+    monkeypatch.setattr(pipeline, "run", lambda job, *rest: (plans.append(job.work.plan), run(job, *rest)))
+    for plan in (dispatch.PLAN, Plan(lanes=32, rows=2, chunk=8)):
+        monkeypatch.setattr(dispatch, "PLAN", plan)
+        mean(LOGITS, TARGETS)
+    assert plans == [Plan(), plan]

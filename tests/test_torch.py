@@ -529,3 +529,13 @@ def test_backward_does_not_wait_for_the_device():
         ours.binary_cross_entropy_with_logits(x, y).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_options_are_read_anew_where_they_may_have_changed():
+    """A tensor is the same key after a change in place."""
+    from gpubce import binary_cross_entropy_with_logits as loss
+
+    weight, logits, targets = torch.ones(2), torch.zeros(1, 2), torch.ones(1, 2)
+    before = loss(logits, targets, pos_weight=weight)
+    weight.mul_(3)
+    assert loss(logits, targets, pos_weight=weight) == 3 * before

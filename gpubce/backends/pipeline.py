@@ -60,7 +60,7 @@ class _Prepared(NamedTuple):
     """How many partials of each sum and output the first pass leaves, then those that combine them."""
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _prepared(work: Pass, vector: int) -> _Prepared:
     recipe, plan = work.recipe, work.plan
     geometry = lay_out(work.shape, work.operands)
@@ -82,7 +82,7 @@ def _prepared(work: Pass, vector: int) -> _Prepared:
     )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _boundaries(work: Pass) -> tuple[int, ...] | None:
     """Of which number of bytes each address must be a multiple for four elements to be loaded at once; None where they
     cannot be."""

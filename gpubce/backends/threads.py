@@ -117,7 +117,7 @@ class _Call:
                 end = min(first + step, last)
                 started = perf_counter()
                 do(first, end)
-                if perf_counter() - started < SLICE_SECONDS / 2:
+                if end - first == step and perf_counter() - started < SLICE_SECONDS / 2:
                     step *= 2
                 first = end
 

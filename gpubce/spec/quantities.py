@@ -144,35 +144,28 @@ def loss_by_positives(loss, weight, target):
     return product(product(weight, target), loss)
 
 
-def _difference(loss, baseline_loss):
-    return select(loss == baseline_loss, 0.0, loss - baseline_loss)  # Both may be infinite.
-
-
-lead = one_number(_difference)
-
-
 @quantity
 def difference(loss, baseline_loss):
     """The loss with all options, minus the baseline's"""
-    return lead(loss, baseline_loss)
+    return select(loss == baseline_loss, 0.0, loss - baseline_loss)  # Both may be infinite.
 
 
 @quantity
 def squared_difference(loss, baseline_loss):
     """The square of that"""
-    return product(lead(loss, baseline_loss), lead(loss, baseline_loss))
+    return product(difference(loss, baseline_loss), difference(loss, baseline_loss))
 
 
 @quantity
 def difference_by_weight(loss, baseline_loss, weight):
     """That times w"""
-    return product(weight, lead(loss, baseline_loss))
+    return product(weight, difference(loss, baseline_loss))
 
 
 @quantity
 def difference_by_positives(loss, baseline_loss, weight, target):
     """That times w y"""
-    return product(product(weight, target), lead(loss, baseline_loss))
+    return product(product(weight, target), difference(loss, baseline_loss))
 
 
 @quantity

@@ -124,8 +124,9 @@ class _Histogram:
         """The address at which the calling thread adds."""
         if self.alone or self.shared:
             return self.address
-        self._copies.append(np.zeros(self.cells, np.int64))
-        return self._copies[-1].ctypes.data
+        own = np.zeros(self.cells, np.int64)
+        self._copies.append(own)
+        return own.ctypes.data
 
     def add_up(self) -> None:
         """Once all threads are done."""
