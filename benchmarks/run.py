@@ -65,9 +65,8 @@ def work(arguments: argparse.Namespace) -> tuple[int, list[tuple[str, int]]]:
     """The size of the table, and the cases and sizes to measure: the table first, whose first calls compile."""
     cases = arguments.cases or (QUICK if arguments.quick else tuple(CASES))
     if arguments.sizes:
-        return max(arguments.sizes), [
-            (name, elements) for elements in sorted(arguments.sizes, reverse=True) for name in cases
-        ]
+        largest, *_ = sizes = sorted(arguments.sizes, reverse=True)
+        return largest, [(name, elements) for elements in sizes for name in cases]
     table = QUICK_TABLE if arguments.quick else TABLE[arguments.device]
     sizes = curve_sizes(table)[1::2] if arguments.quick else curve_sizes(LARGEST[arguments.device])
     curves = [(name, elements) for name in cases if name in CURVES for elements in sizes if elements != table]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import gpubce
+from gpubce import dispatch
 from gpubce.backends import pipeline
 from gpubce.backends.cpu.launch import CpuEngine
-from gpubce.spec.plan import PLAN
+from gpubce.spec.plan import PLAN, Plan
 from tests.backends import replaced
 
 BEYOND = 2**31 + 9
