@@ -1,7 +1,8 @@
 """Who is compared: each provider says how it computes a case, in the words that its users would write.
 
-Where a library is not there, or cannot do a case, the provider is left out with the reason. gpubce, PyTorch, JAX and
-scikit-learn's HalfBinomialLoss use the same number of threads; NumPy and scikit-learn's log_loss know only one.
+Where a library is not there, or cannot do a case, the provider is left out with the reason. gpubce, PyTorch and
+scikit-learn's HalfBinomialLoss use the same number of threads, JAX every processor that the process may use; NumPy and
+scikit-learn's log_loss know only one.
 """
 
 from __future__ import annotations

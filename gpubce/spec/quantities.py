@@ -182,7 +182,8 @@ def invalid(invalid):
 
 @cache
 def _of_sample(name: str, fields: tuple[str, ...]):
-    """The subroutine sample -> the value of a quantity, where the sample is a tuple of these fields."""
+    """The subroutine sample -> the value of a quantity, where the sample is a tuple of these fields. Numba wants every
+    argument written out: there are lines for at most four."""
     value, places = QUANTITIES[name], [fields.index(field) for field in needed(name)]
     A, B, C, D = (*places, *[0] * (4 - len(places)))
     of_one = {
