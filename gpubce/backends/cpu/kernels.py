@@ -1,7 +1,7 @@
 """The kernels on a CPU: one call works on a range of blocks, the lanes of a row are SIMD lanes.
 
 Everything in memory is an address. ``scratch`` is private to the calling thread: first the accumulators (for each sum
-the high parts of all lanes, then the low parts), then rows of 8-byte cells: one for each array, of which the strided ones
+the high parts of all lanes, then the low parts), then rows of 8-byte cells: one for each array, of which strided ones
 are used, one for each field of the samples that the sums need, and three for what goes into a histogram.
 """
 
