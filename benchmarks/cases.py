@@ -21,6 +21,8 @@ class Workload:
     """The columns of a matrix; None for a vector."""
     gradient: bool = False
     """The value and the gradient; else the value alone."""
+    into: bool = False
+    """Whether the gradient goes into an array that is there already. A new one costs the system as much as the pass."""
 
     def arrays(self, elements: int) -> dict[str, np.ndarray]:
         """The arguments of a call, with at most so many elements."""
@@ -44,6 +46,7 @@ def typed(case: Case, name: str) -> Case:
 CASES = {
     "loss": Workload(LOGITS),
     "loss and gradient": Workload(LOGITS, gradient=True),
+    "loss and gradient, into an array": Workload(LOGITS, gradient=True, into=True),
     "loss, uint8 targets": Workload(typed(LOGITS, "float32")),
     "loss, float16": Workload(typed(LOGITS, "float16")),
     "loss, bfloat16": Workload(typed(LOGITS, "bfloat16")),

@@ -51,9 +51,10 @@ def with_limit(workload: Workload, library: Any, arrays: Arrays) -> Run:
 
 
 def with_gpubce(workload: Workload, library: Any, arrays: Arrays) -> Run:
-    """Like the others it makes a new array for the gradient."""
     loss = workload.case.loss
     how: Arrays = {"device": "cpu"} if library.device == "cpu" else {}
+    if workload.into:
+        how["grad_out"] = library.empty_like(arrays["predictions"])
     call = loss.value_and_grad if workload.gradient else loss
     return lambda given: call(**given, **how)
 
@@ -122,9 +123,10 @@ def with_triton(workload: Workload, library: Torch, arrays: Arrays) -> Run:
     mean_loss = module("benchmarks.triton_kernel", "Triton").mean_loss
     if not workload.gradient:
         return lambda given: mean_loss(given["predictions"], given["targets"])
+    there = library.empty_like(arrays["predictions"]) if workload.into else None
 
     def both(given: Arrays) -> Any:
-        gradient = library.empty_like(given["predictions"])
+        gradient = library.empty_like(given["predictions"]) if there is None else there
         return mean_loss(given["predictions"], given["targets"], gradient), gradient
 
     return both
@@ -245,20 +247,24 @@ class Provider:
     name: str
     build: Build
     libraries: Mapping[str, type[NumPy]]
+    writes: bool = False
+    """Whether it can write the gradient into an array that is there."""
 
     def library(self, workload: Workload, device: str) -> type[NumPy]:
         """Whose arrays."""
         if device not in self.libraries:
             raise LeftOut("it computes on the CPU only" if device == "cuda" else "it computes on a GPU only")
+        if workload.into and not self.writes:
+            raise LeftOut("it makes a new array for the gradient")
         found = self.libraries[device]
         # CuPy knows bfloat16 from version 14 on only.
         return Torch if found is CuPy and workload.case.input_type == "bfloat16" else found
 
 
-LIMIT = Provider("limit", with_limit, {"cpu": NumPy, "cuda": DeviceBytes})
+LIMIT = Provider("limit", with_limit, {"cpu": NumPy, "cuda": DeviceBytes}, writes=True)
 
 PROVIDERS = (
-    Provider("gpubce", with_gpubce, {"cpu": NumPy, "cuda": CuPy}),
+    Provider("gpubce", with_gpubce, {"cpu": NumPy, "cuda": CuPy}, writes=True),
     Provider("gpubce.adapters.torch", with_drop_in, {"cpu": Torch, "cuda": Torch}),
     Provider("PyTorch", with_torch, {"cpu": Torch, "cuda": Torch}),
     Provider("torch.compile", with_torch_compile, {"cpu": Torch, "cuda": Torch}),
@@ -266,5 +272,5 @@ PROVIDERS = (
     Provider("scikit-learn", with_scikit_learn, {"cpu": NumPy}),
     Provider("NumPy", with_numpy, {"cpu": NumPy}),
     Provider("CuPy", with_cupy, {"cuda": CuPy}),
-    Provider("Triton", with_triton, {"cuda": Torch}),
+    Provider("Triton", with_triton, {"cuda": Torch}, writes=True),
 )
