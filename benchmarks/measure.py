@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -92,7 +93,10 @@ def samples(
     """
     found = {name: Samples() for name in functions}
     for turn in range(rounds + 1):
-        for name, function in functions.items():
+        order = list(functions.items())
+        if turn:  # Else one would always come after the one that has just given back a gigabyte.
+            random.Random(turn).shuffle(order)
+        for name, function in order:
             clock, sample = (clocks or {}).get(name, on_host), found[name]
             try:
                 if turn == 0:
