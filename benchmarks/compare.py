@@ -23,8 +23,8 @@ Row = dict[str, Any]
 "calls" (in each round) and "sets" (of inputs)."""
 
 ENOUGH = {"cpu": 0.03, "cuda": 0.01}
-"""Seconds of a round: on a CPU several calls, so that what came before weighs less; on a GPU a hundred times what an idle
-device takes to begin."""
+"""Seconds of a round: on a CPU several calls, so that what came before weighs less; on a GPU a hundred times what an
+idle device takes to begin."""
 
 SAME_BITS = 1 << 22
 """A GPU's results are compared with the CPU's, bit by bit, up to so many elements."""
