@@ -87,7 +87,7 @@ def main() -> None:
     print(measure.table(rows))
     if arguments.output:
         results = {
-            "rows": arguments.rows,
+            "elements": arguments.rows,
             "device": arguments.device,
             "threads": thread_count(),
             "seconds": times,
