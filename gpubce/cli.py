@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         type=names,
         metavar="NAME[,NAME...]",
         default=[],
-        help=f"default: {', '.join(compile_ahead.TARGETS)}, and the type of the predictions",
+        help=f"default: {', '.join(compile_ahead.USUAL_TARGETS)}, and the type of the predictions",
     )
     add("--cuda", type=capability, nargs="+", metavar="X.Y", help="not for this CPU, but for GPUs of this capability")
     return parser

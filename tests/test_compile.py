@@ -82,6 +82,12 @@ def test_every_type_is_compiled_for():
             assert f"logits of {kind}, targets of {target}: evaluator" in names
 
 
+def test_the_help_says_which_targets_are_usual(capsys):
+    with pytest.raises(SystemExit):
+        main(["compile", "--help"])
+    assert "default: uint8, bool, int64, and the type of the predictions" in " ".join(capsys.readouterr().out.split())
+
+
 # What is refused ----------------------------------------------------------------------------------------------------
 
 
