@@ -504,6 +504,13 @@ def _limits(compute: str) -> tuple[float, float]:
     return float(np.finfo(compute).tiny), float(np.finfo(compute).max)
 
 
+def not_ignored(targets: np.ndarray, ignore_index: float | int | None) -> Any:
+    """Which targets count."""
+    if ignore_index is None:
+        return np.True_
+    return targets != ignore_index if ignore_index == ignore_index else ~np.isnan(targets)
+
+
 def ignorable(value: Any, storage: str) -> tuple[str, float | int]:
     """How to compare targets with ignore_index: ("nan", 0), or ("value", the value in the target's type)."""
     if isinstance(value, float) and math.isnan(value):

@@ -527,11 +527,7 @@ class Session:
         for start in range(0, self.shape[0] if self.shape else 1, step):
             part = slice(start, start + step) if self.shape else ()
             targets = views["target"][part]
-            seen = counted[part]
-            if self.ignore == "nan":
-                seen = seen & ~np.isnan(targets)
-            elif self.ignore == "value":
-                seen = seen & (targets != self.formula.ignore_index)
+            seen = counted[part] & checks.not_ignored(targets, self.formula.ignore_index)
             error = checks.first_invalid(
                 {
                     name: views[role][part]

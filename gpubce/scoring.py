@@ -19,6 +19,7 @@ import numpy as np
 import gpubce
 from gpubce import dispatch, pictures
 from gpubce.checkpoint import Checkpoint, identity
+from gpubce.checks import not_ignored
 from gpubce.errors import FormatError, InvalidValueError, OptionError
 from gpubce.files import Source, names_columns
 from gpubce.report import FROM_HISTOGRAM
@@ -379,9 +380,7 @@ class _Nans:
 
     def look(self, batch: _Batch, ignored: float | int | None) -> None:
         if _has_nan(batch.predictions):
-            found = np.isnan(batch.predictions)
-            if ignored is not None:
-                found &= (batch.targets == batch.targets) if ignored != ignored else (batch.targets != ignored)
+            found = np.isnan(batch.predictions) & not_ignored(batch.targets, ignored)
             if not self.count and found.any():
                 row = int(np.argmax(found.reshape(len(found), -1).any(axis=1)))
                 self.first = self.source.locate(batch.start + row)
