@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from gpubce.backends.kernel_key import QUAD, KernelKey
-from gpubce.spec.geometry import FLAT, lay_out
+from gpubce.spec.geometry import FLAT
 from gpubce.spec.job import Job, Pass, Settlement
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import ITEMSIZE, widened
@@ -45,39 +46,30 @@ class Engine(Protocol):
 
 
 class _Prepared(NamedTuple):
-    """What follows from a pass alone."""
+    """What follows from a pass and the width of its loads, beside what the pass says itself."""
 
     key: KernelKey
-    geometry: tuple[int, ...]
-    parameters: tuple[tuple[str, ...], Callable]
-    """The names of the kernel's numbers, and their type."""
+    parameters: tuple[str, ...]
+    """The names of the kernel's numbers."""
+    number: Callable
+    """Their type."""
     ignored: Callable
-    elements: int
-    outputs: int
-    reduced: int
-    cells: int
+    """The type of the number that targets are compared with."""
     sizes: tuple[int, ...]
-    """How many partials of each sum and output the first pass leaves, then those that combine them."""
+    """How many partials of each sum and output the first kernel leaves, then those that combine them."""
 
 
 @lru_cache(maxsize=1024)
 def _prepared(work: Pass, vector: int) -> _Prepared:
-    recipe, plan = work.recipe, work.plan
-    geometry = lay_out(work.shape, work.operands)
-    size = plan.chunks(work.reduced) if work.kept else plan.blocks(work.elements)
-    sizes = [size]
-    while recipe.sums and size > 1:
-        size = plan.blocks(size)
-        sizes.append(size)
+    recipe, plan, geometry = work.recipe, work.plan, work.geometry
+    sizes = [plan.chunks(work.reduced) if work.kept else plan.blocks(work.elements)]
+    while recipe.sums and sizes[-1] > 1:
+        sizes.append(plan.blocks(sizes[-1]))
     return _Prepared(
         KernelKey(recipe, geometry.layouts, geometry.dimensions, plan, vector),
-        geometry.numbers,
-        (recipe.parameters, np.dtype(recipe.compute).type),
+        recipe.parameters,
+        np.dtype(recipe.compute).type,
         np.dtype(widened(recipe.target or recipe.compute)).type,
-        work.elements,
-        work.outputs,
-        work.reduced,
-        2 * len(recipe.sums) * work.outputs,
         tuple(sizes),
     )
 
@@ -88,43 +80,39 @@ def _boundaries(work: Pass) -> tuple[int, ...] | None:
     cannot be."""
     if work.kept and work.outputs % QUAD:
         return None
-    layouts = lay_out(work.shape, work.operands).layouts
     return tuple(
         QUAD * ITEMSIZE[operand.storage] if layout == FLAT else 1
-        for layout, operand in zip(layouts, work.operands, strict=True)
+        for layout, operand in zip(work.geometry.layouts, work.operands, strict=True)
     )
 
 
 def run(job: Job, engine: Engine, allocate: Allocate) -> None:
     """Do one pass over the inputs and reduce its sums."""
     work, vector = job.work, 1
+    sums = len(work.recipe.sums)
+    cells = 2 * sums * work.outputs
+    if work.elements == 0:
+        if cells:
+            engine.clear(job.states, cells)
+        return
     if engine.loads_vectors:
         boundaries = _boundaries(work)
         if boundaries and all(address % step == 0 for address, step in zip(job.addresses, boundaries, strict=True)):
             vector = QUAD
     does = _prepared(work, vector)
-    sums = len(work.recipe.sums)
-    if does.elements == 0:
-        if does.cells:
-            engine.clear(job.states, does.cells)
-        return
-    names, number = does.parameters
-    parameters = tuple([number(job.parameters.get(name, 0.0)) for name in names])
-    size, *sizes = does.sizes
-    partials = _destination(job, size, does.cells, allocate)
+    parameters = tuple([does.number(job.parameters.get(name, 0.0)) for name in does.parameters])
+    partials = _destination(job, does.sizes[0], cells, allocate)
     given = (
-        job.addresses or (0,), does.geometry, parameters, does.ignored(job.ignored), partials, size, job.histogram,
-        job.unit,
+        job.addresses or (0,), work.geometry.numbers, parameters, does.ignored(job.ignored), partials, does.sizes[0],
+        job.histogram, job.unit,
     )  # fmt: skip
     if work.kept:
-        engine.along_axes(does.key, does.reduced, does.outputs, *given)
+        engine.along_axes(does.key, work.reduced, work.outputs, *given)
     else:
-        engine.whole(does.key, does.elements, *given)
-    for smaller in sizes:
-        source, size_before = partials, size
-        size = smaller
-        partials = _destination(job, size, does.cells, allocate)
-        engine.combine(work.plan, sums, size_before, does.outputs, source, partials)
+        engine.whole(does.key, work.elements, *given)
+    for before, size in pairwise(does.sizes):
+        source, partials = partials, _destination(job, size, cells, allocate)
+        engine.combine(work.plan, sums, before, work.outputs, source, partials)
 
 
 def _destination(job: Job, size: int, cells: int, allocate: Allocate) -> int:

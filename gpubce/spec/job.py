@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from gpubce.spec.geometry import Operand
+from gpubce.made_once import made_once
+from gpubce.spec.geometry import Geometry, Operand, lay_out
 from gpubce.spec.plan import Plan
 from gpubce.spec.recipe import Recipe
 
@@ -23,20 +24,25 @@ class Pass:
     kept: int
     plan: Plan
 
-    @property
+    @made_once
     def elements(self) -> int:
         """How many elements there are."""
         return prod(self.shape)
 
-    @property
+    @made_once
     def outputs(self) -> int:
         """How many values each sum has."""
         return prod(self.shape[len(self.shape) - self.kept :])
 
-    @property
+    @made_once
     def reduced(self) -> int:
         """How many elements go into each of them."""
         return prod(self.shape[: len(self.shape) - self.kept])
+
+    @made_once
+    def geometry(self) -> Geometry:
+        """The joint layout of the operands."""
+        return lay_out(self.shape, self.operands)
 
 
 class Job(NamedTuple):
