@@ -98,12 +98,11 @@ def run(arguments: argparse.Namespace) -> None:
     _check_folder()
     with _progress() as step:
         if arguments.cuda:
-            made, place = (
-                compile_for_gpus(wanted, arguments.cuda, step),
-                "CUDA " + ", ".join(map(_text, arguments.cuda)),
-            )
+            made = compile_for_gpus(wanted, arguments.cuda, step)
+            place = "CUDA " + ", ".join(map(_text, arguments.cuda))
         else:
-            made, place = compile_for_this_cpu(wanted, step), f"the processor {_processor()}"
+            made = compile_for_this_cpu(wanted, step)
+            place = f"the processor {_processor()}"
     print(f"{made} kernel{'s' * (made != 1)} for {place}")
     if written:
         folders = " and ".join(sorted({os.path.dirname(path) for path in written}))

@@ -65,7 +65,7 @@ class CpuEngine:
         cells = scratch_cells(key)
 
         def begin():
-            memory, scratch = compiled.scratch(cells)
+            memory, scratch = compiled.scratch(cells)  # Memory lives as long as the work that it is given to.
             own = counts.own() if counts else 0
 
             def work(first, last, _keep=memory):
