@@ -28,6 +28,7 @@ from gpubce.spec.plan import PLAN, Plan
 from gpubce.spec.recipe import Recipe
 from tests.cases import Case, Results, aligned_empty, run_case
 from tests.ptx.interpreter import Kernel, Memory, launch
+from tests.simulator import share_processor
 
 COMPUTE_CAPABILITY = (9, 0)
 
@@ -147,7 +148,8 @@ _processes: dict[str, ProcessPoolExecutor] = {}
 def _process(name: str) -> ProcessPoolExecutor:
     """A process of that name; it keeps the environment of its first task."""
     if name not in _processes:
-        _processes[name] = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        begin = share_processor if name == "simulator" else None
+        _processes[name] = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=begin)
     return _processes[name]
 
 

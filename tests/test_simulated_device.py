@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 PROGRAM = """
 import contextlib
@@ -130,8 +133,8 @@ print("passed")
 @pytest.mark.emulated
 @pytest.mark.parametrize("program", [PROGRAM, COMMAND], ids=["arrays", "command"])
 def test_arrays_go_to_a_device_and_back(program, tmp_path):
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
-    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "from tests.simulator import share_processor; share_processor()" + program]
     run = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
