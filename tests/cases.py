@@ -117,6 +117,8 @@ class Case:
     sum is a number and shows every bit that went into it; "none": what benchmarks time, logits from -16 to 16 and
     probabilities from 2^-14 to 1 - 2^-14, where no library clips and no processor slows down for subnormal numbers."""
     methods: tuple[str, ...] = ("value_and_grad",)
+    hard: bool = False
+    """Whether every target is 0 or 1: floating-point targets may lie between them otherwise."""
 
     @property
     def loss(self) -> gpubce.BinaryCrossEntropy:
@@ -158,7 +160,7 @@ class Case:
         chosen = numbers.order(size)[: min(size // 2, len(self._special))]
         predictions[chosen] = self._special[numbers.order(len(self._special))[: len(chosen)]]
         targets = (numbers.unit(size) < 0.4).astype(np.float64)
-        if self.target_type in INPUT_TYPES:
+        if self.target_type in INPUT_TYPES and not self.hard:
             targets = np.where(numbers.unit(size) < 0.5, numbers.unit(size), targets)
         ignored = options.get("ignore_index")
         targets = rounded(targets, self.target_type)

@@ -113,6 +113,7 @@ PRIMITIVES = SimpleNamespace(
     product=product,
     select=np.where,
     is_nan=np.isnan,
+    positive_part=lambda value: np.fmax(value, value.dtype.type(0)),
     polynomial=polynomial,
     split_exponent=split_exponent,
     scale_by_low_bits=scale_by_low_bits,

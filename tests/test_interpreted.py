@@ -1,10 +1,16 @@
 """Same bits without a compiler (promises 1 and 2): the specification executed as Python gives the digests."""
 
+import itertools
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from gpubce.spec.quantities import FIELDS
+from gpubce.spec.recipe import PROBABILITY, Recipe
 from tests import backends
-from tests.cases import Case, Results, digest, run_case
-from tests.interpreted import InterpretedEngine
+from tests.cases import LOGIT_EDGES, Case, Results, bits, digest, run_case
+from tests.interpreted import InterpretedEngine, formulas
 from tests.matrix import Row, committed, matrix
 
 
@@ -18,3 +24,65 @@ def test_python_gives_the_digests(row: Row):
     expected = committed()[row.name]["small"].split()
     for case, known in zip(row.small, expected, strict=True):
         assert digest(interpreted(case)) == known, case
+
+
+# Hard targets -------------------------------------------------------------------------------------------------------
+
+ONE_SIDED = {
+    "plain": {},
+    "weight": {"weight": "float32"},
+    "signed weight": {"weight": "float32", "signed": True},
+    "factors": {"factors": True},
+    "weight, factors": {"weight": "float64", "factors": True},
+    "mask, ignored value": {"mask": "bool", "ignore": "value"},
+    "ignored NaN, scaled": {"ignore": "nan", "scaled": True, "unit": True},
+}
+"""Recipes of which one side is enough where a target is 0 or 1."""
+
+
+def samples(recipe: Recipe, targets, hard: bool = False):
+    """The outputs and the fields of every combination of logit, target, weight and mask."""
+    number = np.dtype(recipe.compute).type
+    weights = (1.0, 0.0, 0.3, -2.0, np.inf, np.nan) if recipe.weight else (1.0,)
+    random = np.random.default_rng(7).normal(scale=6.0, size=300)
+    grid = np.array([*itertools.product((*LOGIT_EDGES, *random), targets, weights, (True, False))]).T
+    x, y, w = number(grid[0]), grid[1].astype(recipe.target), grid[2].astype(recipe.weight or "float32")
+    parameters = [{"negative_factor": 0.25, "positive_factor": 3.0}.get(name, 1.7) for name in recipe.parameters]
+    absent = np.True_
+    with np.errstate(all="ignore"):
+        outputs, fields, _ = formulas()["elements"].element(recipe, hard)(
+            np.ones(x.shape, bool), x, absent, y, w, grid[3] != 0, absent, absent, absent, number(parameters), 1
+        )
+    named = dict(zip(FIELDS, fields, strict=True))
+    # Nothing asks for the branches of both sides.
+    del named["minus_log_p"], named["minus_log_q"]
+    return [np.broadcast_to(values, x.shape) for values in (*outputs, *named.values())]
+
+
+@pytest.mark.parametrize("real", ["float32", "float64"])
+@pytest.mark.parametrize("name", ONE_SIDED)
+def test_one_side_of_a_hard_target_is_what_both_give(name, real):
+    """Bit for bit, signs of zeros too, for all edges and all weights, valid or not."""
+    recipe = Recipe(compute=real, prediction=real, target=real, **ONE_SIDED[name])
+    assert formulas()["elements"].one_sided(recipe)
+    for one, both in zip(samples(recipe, (0, 1), hard=True), samples(recipe, (0, 1)), strict=True):
+        assert np.array_equal(bits(one), bits(both))
+    if recipe.ignore != "nan":
+        # Integers have one side always, and may be invalid.
+        integers = replace(recipe, target="int8")
+        for one, both in zip(samples(integers, (0, 1, 2, -1)), samples(recipe, (0, 1, 2, -1)), strict=True):
+            assert np.array_equal(bits(one), bits(both))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({name: True} for name in ("smoothing", "alpha", "gamma", "floor")),
+        *({name: "float32"} for name in ("pos_weight", "label_weight", "baseline")),
+        *({"sums": ("loss", name)} for name in ("cross_entropy", "positive_entropy")),
+        *({"space": PROBABILITY}, {"target": None}, {"prediction": None}),
+    ],
+    ids=str,
+)
+def test_both_sides_are_computed_where_both_count(options):
+    assert not formulas()["elements"].one_sided(Recipe(**options))

@@ -10,7 +10,8 @@ and the focal factor are written once, on top of the branches. A term whose fact
 appears.
 
 Logits share t = exp(-|x|):  -log p = max(-x, 0) + log1p(t),  -log(1 - p) = max(x, 0) + log1p(t), and for |x| < 1/2
-log(2 cosh(x / 2)) - x / 2 and log(2 cosh(x / 2)) + x / 2.
+log(2 cosh(x / 2)) - x / 2 and log(2 cosh(x / 2)) + x / 2. Where a target is known to be 0 or 1, one of the two is
+enough: :func:`one_sided`.
 
 Everything is built from the operations of :mod:`gpubce.spec.primitives`, in the type named ``real``.
 """
@@ -25,12 +26,13 @@ from numba import njit, types
 from gpubce.spec import state
 from gpubce.spec.coefficients import COEFFICIENTS
 from gpubce.spec.histogram import placer
-from gpubce.spec.precision import PRECISIONS, widened
+from gpubce.spec.precision import INTEGERS, widened
 from gpubce.spec.primitives import (
     fma,
     is_nan,
     loader,
     polynomial,
+    positive_part,
     product,
     scale_by_low_bits,
     select,
@@ -38,7 +40,7 @@ from gpubce.spec.primitives import (
     storer,
     subroutine,
 )
-from gpubce.spec.quantities import FIELDS
+from gpubce.spec.quantities import FIELDS, needed
 from gpubce.spec.recipe import LOGIT, PARAMETERS, Recipe
 
 inlined = njit(inline="always", error_model="numpy")
@@ -66,6 +68,7 @@ def functions(real: str) -> SimpleNamespace:
     log_cosh_tail = polynomial(constants.log_cosh, real)
 
     one, two, five = subroutine(REAL), subroutine(types.UniTuple(REAL, 2)), subroutine(types.UniTuple(REAL, 5))
+    six = subroutine(types.UniTuple(REAL, 6))
 
     @one
     def exp_negative(a):
@@ -126,38 +129,37 @@ def functions(real: str) -> SimpleNamespace:
         refined = fma(d, fma(-d, error, fma(-q, d, ONE)), d)
         return select(d < INFINITY, refined, d)
 
-    @one
-    def share(numerator, one_plus_t, error, d):
-        """numerator / (1 + t), where d is the rounded 1 / (1 + t) and ``error`` the rounding error of 1 + t."""
-        q = numerator * d
-        return fma(fma(-q, error, fma(-q, one_plus_t, numerator)), d, q)
-
-    @five
-    def logit_branches(x):
-        """Of a logit: (-log p, -log(1 - p)), p, 1 - p and p (1 - p)."""
+    @six
+    def about_logit(x):
+        """What both sides of a logit share. With t = exp(-|x|): log(1 + t), log(cosh(x / 2)) and the low part of log 2
+        where |x| < ``NEAR``, t, the rounded 1 + t, its rounding error, and the rounded 1 / (1 + t)."""
         t = exp_negative(abs(x))
-        soft = log1p_unit(t)
-        # Near 0, x + log1p(t) is rounded three times, and goes back by up to 2 ulp where t takes a step: 4.8 million
-        # times among the float32 logits. log(2 cosh(x / 2)) +- x / 2 never does.
-        near = abs(x) < NEAR
-        z = x * x
-        even = fma(log_cosh_tail(z), z, LN2_LOW)
-        minus_log_p = select(near, LN2_HIGH + fma(x, -HALF, even), select(x < ZERO, -x, ZERO) + soft)
-        minus_log_q = select(near, LN2_HIGH + fma(x, HALF, even), select(x > ZERO, x, ZERO) + soft)
-
+        square = x * x
         u = ONE + t
-        error = t - (u - ONE)
-        d = ONE / u
-        near = share(ONE, u, error, d)
-        far = share(t, u, error, d)
-        p = select(x >= ZERO, near, far)
-        q = select(x >= ZERO, far, near)
+        return log1p_unit(t), fma(log_cosh_tail(square), square, LN2_LOW), t, u, t - (u - ONE), ONE / u
 
+    @one
+    def softplus(z, about):
+        """log(1 + exp(z)) for z = x or -x: -log(1 - p) or -log p."""
+        # Near 0, z + log1p(t) is rounded three times, and goes back by up to 2 ulp where t takes a step: 4.8 million
+        # times among the float32 logits. log(2 cosh(z / 2)) + z / 2 never does.
+        return select(abs(z) < NEAR, LN2_HIGH + fma(z, HALF, about[1]), positive_part(z) + about[0])
+
+    @one
+    def logistic(z, about):
+        """1 / (1 + exp(-z)) for z = x or -x: p or 1 - p. It is 1 / (1 + t) or t / (1 + t)."""
+        numerator = select(z >= ZERO, ONE, about[2])
+        quotient = numerator * about[5]
+        return fma(fma(-quotient, about[4], fma(-quotient, about[3], numerator)), about[5], quotient)
+
+    @one
+    def curvature(about):
+        """p (1 - p) = t / (1 + t)^2"""
+        t, u, error = about[2], about[3], about[4]
         v = u * u
         r = fma(error + error, u, fma(u, u, -v))
         h = t / v
-        curvature = fma(fma(-h, r, fma(-h, v, t)), ONE / v, h)
-        return minus_log_p, minus_log_q, p, q, curvature
+        return fma(fma(-h, r, fma(-h, v, t)), ONE / v, h)
 
     @five
     def probability_branches(p):
@@ -181,44 +183,99 @@ def functions(real: str) -> SimpleNamespace:
     return SimpleNamespace(
         power=power,
         entropy=entropy,
-        logit_branches=logit_branches,
+        about_logit=about_logit,
+        softplus=softplus,
+        logistic=logistic,
+        curvature=curvature,
         probability_branches=probability_branches,
         term=term,
     )
 
 
-@cache
-def element(recipe: Recipe):
-    """The subroutine of one sample that a kernel calls.
+def _positions(recipe: Recipe) -> dict[str, int]:
+    """Where each number that a kernel takes stands among its parameters; 0 for those that it does not take."""
+    return {name: recipe.parameters.index(name) if name in recipe.parameters else 0 for name in PARAMETERS}
 
-    It takes (counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters,
-    ignored), each of the widened type of its role (anything where the recipe has no such role), and gives ((loss,
-    gradient, hessian), sample, placed): the outputs and quantities.FIELDS in the compute type, and what
-    histogram.placer gives.
-    """
+
+def _of_sides(recipe: Recipe) -> Recipe:
+    """The recipe without what the sides of a sample have nothing to do with, so that kernels share them."""
     real = recipe.compute
-    number = np.dtype(real).type
-    cast = njit(inline="always")(lambda value: number(value))
-    f = functions(real)
-    term, power, entropy = f.term, f.power, f.entropy
-    logit_branches, probability_branches = f.logit_branches, f.probability_branches
+    return replace(
+        recipe,
+        prediction=real,
+        baseline=None,
+        target=real,
+        weight=real if recipe.weight else None,
+        mask=None,
+        pos_weight=real if recipe.pos_weight else None,
+        label_weight=None,
+        scale=None,
+        ignore=None,
+        outputs=(),
+        sums=(),
+        bins=0,
+    )
+
+
+def one_sided(recipe: Recipe) -> bool:
+    """Whether a target of 0 or 1 leaves one side of a logit to compute: one term of the loss."""
+    options = recipe.smoothing, recipe.alpha, recipe.gamma, recipe.floor, recipe.pos_weight, recipe.label_weight
+    logits = recipe.space == LOGIT and recipe.prediction is not None and recipe.target is not None
+    asked = {field for name in recipe.sums for field in needed(name)}
+    return logits and not any(options) and not recipe.baseline and asked.isdisjoint(("minus_log_p", "minus_log_q"))
+
+
+@cache
+def _one_side(recipe: Recipe):
+    """What :func:`_both_sides` gives, but for the two branches, where the target is 0 or 1: the side whose factor is 0
+    is left out. The numbers are the same."""
+    real = recipe.compute
+    number, f = np.dtype(real).type, functions(real)
+    term, about_logit, softplus, logistic, curvature = f.term, f.about_logit, f.softplus, f.logistic, f.curvature
+    ZERO, NAN = number(0), number(np.nan)
+    WEIGHT, FACTORS = recipe.weight is not None, recipe.factors
+    at = _positions(recipe)
+    K_NEGATIVE, K_POSITIVE = at["negative_factor"], at["positive_factor"]
+
+    @subroutine(types.UniTuple(getattr(types, real), 6))
+    def one_side(valid, z, y, positive, w, pos_weight, parameters):
+        about = about_logit(z)
+        side = select(positive, -z, z)
+        loss, gradient, hessian = softplus(side, about), logistic(side, about), curvature(about)
+        if WEIGHT or FACTORS:
+            factor = w
+            if FACTORS:
+                factor = product(factor, select(positive, parameters[K_POSITIVE], parameters[K_NEGATIVE]))
+            # For NaN predictions of weight 0.
+            factor = select(z == z, factor, NAN)
+            loss, gradient, hessian = term(factor, loss), term(factor, gradient), term(factor, hessian)
+        gradient = select(positive, ZERO - gradient, gradient)
+        return (
+            select(valid, loss, NAN),
+            select(valid, gradient, NAN),
+            select(valid, hessian, NAN),
+            logistic(z, about),
+            NAN,
+            NAN,
+        )
+
+    return one_side
+
+
+@cache
+def _both_sides(recipe: Recipe):
+    """The subroutine (valid, prediction z, target y, whether y is 1, weight w, pos_weight, parameters) -> the loss, its
+    derivatives, p, and the plain branches -log p and -log(1 - p)."""
+    real = recipe.compute
+    number, f = np.dtype(real).type, functions(real)
+    term, power, probability_branches = f.term, f.power, f.probability_branches
+    about_logit, softplus, logistic, curvature_of = f.about_logit, f.softplus, f.logistic, f.curvature
     ZERO, ONE, TWO, INFINITY, NAN = number(0), number(1), number(2), number(np.inf), number(np.nan)
     SMALLEST_NORMAL = number(np.finfo(real).tiny)
-    index = {name: k for k, name in enumerate(recipe.parameters)}
-    at = {name: index.get(name, 0) for name in PARAMETERS}
-    as_target = np.dtype(widened(recipe.target or real)).type
-    as_weight = np.dtype(widened(recipe.weight or real)).type
-    TARGET_ZERO, TARGET_ONE, WEIGHT_ZERO = as_target(0), as_target(1), as_weight(0)
-
-    READS_PREDICTION = recipe.prediction is not None
-    READS_TARGET = recipe.target is not None
-    IN_LOGITS = recipe.space == LOGIT
-    WEIGHT, MASK, POS_WEIGHT = recipe.weight is not None, recipe.mask is not None, recipe.pos_weight is not None
-    LABEL_WEIGHT, SCALE_ARRAY = recipe.label_weight is not None, recipe.scale is not None
+    IN_LOGITS, POS_WEIGHT = recipe.space == LOGIT, recipe.pos_weight is not None
     FACTORS, SMOOTHING, ALPHA, FOCAL = recipe.factors, recipe.smoothing, recipe.alpha, recipe.gamma
-    FLOOR, CLIP, UNIT, SCALED = recipe.floor, recipe.clip, recipe.unit, recipe.scaled
-    SIGNED = recipe.signed
-    IGNORE_VALUE, IGNORE_NAN = recipe.ignore == "value", recipe.ignore == "nan"
+    FLOOR, CLIP = recipe.floor, recipe.clip
+    at = _positions(recipe)
     K_NEGATIVE, K_POSITIVE = at["negative_factor"], at["positive_factor"]
     K_KEEP, K_HALF = at["smoothing_keep"], at["smoothing_half"]
     K_ALPHA_POSITIVE, K_ALPHA_NEGATIVE = at["alpha_positive"], at["alpha_negative"]
@@ -226,54 +283,9 @@ def element(recipe: Recipe):
     K_LOG_CAP, K_RECIPROCAL_CAP = at["log_cap"], at["reciprocal_cap"]
     K_LOW, K_LOW_LOG, K_LOW_REST = at["clip_low"], at["clip_low_log"], at["clip_low_rest"]
     K_HIGH, K_HIGH_LOG, K_HIGH_REST = at["clip_high"], at["clip_high_log"], at["clip_high_rest"]
-    K_UNIT, K_SCALE, K_QUANTA = at["unit"], at["scale"], at["quanta"]
-    BASELINE = recipe.baseline is not None
-    # The same parameters in the same order.
-    of_baseline = element(replace(recipe, baseline=None, outputs=("loss",), sums=(), bins=0)) if BASELINE else None
-    THRESHOLD, K_THRESHOLD = recipe.threshold, at["threshold"]
-    # Integers are 0 or 1, or invalid.
-    ENTROPY = "target_entropy" in recipe.sums and recipe.target in PRECISIONS
-    HISTOGRAM = recipe.bins > 0
-    place = placer(recipe.bins, recipe.quantised, real)
 
-    REAL = getattr(types, real)
-
-    @subroutine(
-        types.Tuple((types.UniTuple(REAL, 3), types.UniTuple(REAL, len(FIELDS)), types.UniTuple(types.int64, 3)))
-    )
-    def one_sample(
-        counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored
-    ):
-        # What is counted, and what is valid. Comparisons are made in the widened type, before any rounding.
-        if MASK:
-            counted = counted & (mask != 0)
-        if IGNORE_VALUE:
-            counted = counted & (target != ignored)
-        if IGNORE_NAN:
-            counted = counted & (target == target)
-        valid = True
-        if READS_TARGET:
-            valid = valid & (target >= TARGET_ZERO) & (target <= TARGET_ONE)
-            y = cast(target)
-        else:
-            y = ZERO
-        w = ONE
-        if WEIGHT:
-            bounded = cast(weight) > -INFINITY if SIGNED else weight >= WEIGHT_ZERO
-            valid = valid & bounded & (cast(weight) < INFINITY)
-            w = cast(weight)
-            if LABEL_WEIGHT:
-                w = product(w, label_weight)
-        elif LABEL_WEIGHT:
-            w = label_weight
-        z = ONE
-        if READS_PREDICTION:
-            z = prediction
-            if not IN_LOGITS:
-                valid = valid & ((z >= ZERO) & (z <= ONE) | is_nan(z))
-                if BASELINE:
-                    valid = valid & ((baseline >= ZERO) & (baseline <= ONE) | is_nan(baseline))
-
+    @subroutine(types.UniTuple(getattr(types, real), 6))
+    def both_sides(valid, z, y, positive, w, pos_weight, parameters):
         # The factors a and b of the two terms. Never 1 minus a rounded y: that costs 1,217 ulp with smoothing.
         y_positive, y_negative = y, ONE - y
         if SMOOTHING:
@@ -297,7 +309,9 @@ def element(recipe: Recipe):
         inside = True
         p = z
         if IN_LOGITS:
-            minus_log_p, minus_log_q, p, q, curvature = logit_branches(z)
+            about = about_logit(z)
+            minus_log_p, minus_log_q = softplus(-z, about), softplus(z, about)
+            p, q, curvature = logistic(z, about), logistic(-z, about), curvature_of(about)
             plain_p, plain_q = minus_log_p, minus_log_q
             slope_p, slope_q = q, p
             focal_p, focal_slope, focal_bend = p, curvature, q - p
@@ -363,7 +377,90 @@ def element(recipe: Recipe):
             sound = inside | is_nan(a)
             gradient = select(sound, gradient, ZERO)
             hessian = select(sound, hessian, ZERO)
+        return loss, gradient, hessian, p, plain_p, plain_q
 
+    return both_sides
+
+
+@cache
+def element(recipe: Recipe, hard: bool = False):
+    """The subroutine of one sample that a kernel calls. ``hard`` says that its target is known to be 0 or 1, where the
+    recipe is :func:`one_sided`: the same numbers, with fewer instructions.
+
+    It takes (counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters,
+    ignored), each of the widened type of its role (anything where the recipe has no such role), and gives ((loss,
+    gradient, hessian), sample, placed): the outputs and quantities.FIELDS in the compute type, and what
+    histogram.placer gives.
+    """
+    real = recipe.compute
+    number = np.dtype(real).type
+    cast = njit(inline="always")(lambda value: number(value))
+    f = functions(real)
+    entropy = f.entropy
+    ZERO, ONE, INFINITY = number(0), number(1), number(np.inf)
+    at = _positions(recipe)
+    as_target = np.dtype(widened(recipe.target or real)).type
+    as_weight = np.dtype(widened(recipe.weight or real)).type
+    TARGET_ZERO, TARGET_ONE, WEIGHT_ZERO = as_target(0), as_target(1), as_weight(0)
+
+    READS_PREDICTION = recipe.prediction is not None
+    READS_TARGET = recipe.target is not None
+    IN_LOGITS = recipe.space == LOGIT
+    WEIGHT, MASK = recipe.weight is not None, recipe.mask is not None
+    LABEL_WEIGHT, SCALE_ARRAY = recipe.label_weight is not None, recipe.scale is not None
+    UNIT, SCALED, SIGNED = recipe.unit, recipe.scaled, recipe.signed
+    IGNORE_VALUE, IGNORE_NAN = recipe.ignore == "value", recipe.ignore == "nan"
+    K_UNIT, K_SCALE, K_QUANTA = at["unit"], at["scale"], at["quanta"]
+    BASELINE = recipe.baseline is not None
+    # The same parameters in the same order.
+    of_baseline = element(replace(recipe, baseline=None, outputs=("loss",), sums=(), bins=0)) if BASELINE else None
+    THRESHOLD, K_THRESHOLD = recipe.threshold, at["threshold"]
+    # Integers are 0 or 1, or invalid.
+    INTEGER = recipe.target in INTEGERS
+    ENTROPY = "target_entropy" in recipe.sums and not INTEGER
+    HISTOGRAM = recipe.bins > 0
+    place = placer(recipe.bins, recipe.quantised, real)
+    sides = (_one_side if hard or (INTEGER and one_sided(recipe)) else _both_sides)(_of_sides(recipe))
+
+    REAL = getattr(types, real)
+
+    @subroutine(
+        types.Tuple((types.UniTuple(REAL, 3), types.UniTuple(REAL, len(FIELDS)), types.UniTuple(types.int64, 3)))
+    )
+    def one_sample(
+        counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored
+    ):
+        # What is counted, and what is valid. Comparisons are made in the widened type, before any rounding.
+        if MASK:
+            counted = counted & (mask != 0)
+        if IGNORE_VALUE:
+            counted = counted & (target != ignored)
+        if IGNORE_NAN:
+            counted = counted & (target == target)
+        valid = True
+        y, positive = ZERO, False
+        if READS_TARGET:
+            y, positive = cast(target), target == TARGET_ONE
+            if not hard:
+                valid = valid & (target >= TARGET_ZERO) & (target <= TARGET_ONE)
+        w = ONE
+        if WEIGHT:
+            bounded = cast(weight) > -INFINITY if SIGNED else weight >= WEIGHT_ZERO
+            valid = valid & bounded & (cast(weight) < INFINITY)
+            w = cast(weight)
+            if LABEL_WEIGHT:
+                w = product(w, label_weight)
+        elif LABEL_WEIGHT:
+            w = label_weight
+        z = ONE
+        if READS_PREDICTION:
+            z = prediction
+            if not IN_LOGITS:
+                valid = valid & ((z >= ZERO) & (z <= ONE) | is_nan(z))
+                if BASELINE:
+                    valid = valid & ((baseline >= ZERO) & (baseline <= ONE) | is_nan(baseline))
+
+        loss, gradient, hessian, p, plain_p, plain_q = sides(valid, z, y, positive, w, pos_weight, parameters)
         reached = False
         if THRESHOLD:
             reached = z >= parameters[K_THRESHOLD]
