@@ -85,6 +85,8 @@ def literal(text: str, dtype: np.dtype[Any]) -> Array:
         value = np.array([float(text)]).astype(dtype)
     else:
         value = np.array([integer(text) % (1 << 64)], np.uint64)
+        if dtype.kind == "b":  # PTX ISA, "Predicate Constants": as in C.
+            return value != 0
         if dtype.kind not in "iu":
             raise PTXError(f"the integer {text} is no {dtype}")
         return value.astype(dtype)

@@ -339,6 +339,8 @@ def test_combined_and_negated_predicates() -> None:
     assert same(compute(code, "u32", *pair), np.where(b > -5, 2, 5))
     code = predicate("setp.lt.s32 %q, %a, %b; not.pred %q, %q; mov.pred %t, %q; and.pred %q, %q, %t;")
     assert same(compute(code, "u32", *pair), a >= b)
+    for constant, value in {"0": 0, "1": 1, "-1": 1}.items():
+        assert same(compute(predicate(f"mov.pred %q, {constant};"), "u32", *pair), np.full(len(a), value))
     assert same(compute("set.lt.u32.s32 %o, %a, %b;", "u32", *pair), np.where(a < b, 0xFFFFFFFF, 0))
     assert same(compute("set.lt.f32.s32 %o, %a, %b;", "f32", *pair), np.where(a < b, 1.0, 0.0))
 
