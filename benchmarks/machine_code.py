@@ -43,6 +43,8 @@ class Entry:
 
     kind: str
     key: KernelKey | SettleKey | Plan
+    hard: bool = False
+    """Of a kernel with a shorter way for targets of 0 and 1: whether that one is meant."""
 
     @property
     def arrays(self) -> dict[str, tuple[str, str]]:
@@ -99,13 +101,14 @@ def _entry(
     single: tuple[str, ...] = (),
     dimensions: int = 1,
     vector: int = QUAD,
+    hard: bool = False,
     **recipe,
 ) -> Entry:
     """``strided`` and ``single`` name the arrays that are not flat."""
     made = Recipe(**{"sums": ("loss",), **recipe})
     arrays = made.roles + made.outputs
     layouts = tuple(STRIDED if name in strided else SCALAR if name in single else FLAT for name in arrays)
-    return Entry(kind, KernelKey(made, layouts, dimensions, vector=vector))
+    return Entry(kind, KernelKey(made, layouts, dimensions, vector=vector), hard)
 
 
 def _entries(name: str, kind: str = "whole", **recipe) -> dict[str, Entry]:
@@ -124,10 +127,12 @@ _EVERYTHING = state_names(Reduction(denominator="weights"), sums_for(metric_name
 KERNELS = {
     # Logits and targets are float32 where nothing else is said. Arrays are flat and aligned.
     "loss": _entry(),
+    "loss, targets of 0 and 1": _entry(hard=True),
     "loss, unaligned": _entry(vector=1),
     "loss, strided": _entry(strided=("prediction", "target"), dimensions=2),
     "loss of each element": _entry(outputs=("loss",), unit=True, sums=()),
     "loss and gradient": _entry(**_GRADIENT),
+    "loss and gradient, targets of 0 and 1": _entry(hard=True, **_GRADIENT),
     "loss and gradient, unaligned": _entry(**_GRADIENT, vector=1),
     "loss and gradient, strided": _entry(**_GRADIENT, strided=("prediction", "target", "gradient"), dimensions=2),
     "gradient and hessian": _entry(**_DERIVATIVES),
@@ -448,6 +453,7 @@ class _Way:
     length: int = 0
     moves: tuple[tuple[str, int], ...] = ()
     known: frozenset[tuple[str, bool]] = frozenset()
+    short: bool = False
 
     @cached_property
     def bytes_moved(self) -> tuple[int, int]:
@@ -456,8 +462,8 @@ class _Way:
 
     @property
     def merit(self) -> tuple[int, int]:
-        """The larger, the better: few accesses, then many instructions."""
-        return -len(self.moves), self.length
+        """The larger, the better: few accesses, then many instructions, or few."""
+        return -len(self.moves), -self.length if self.short else self.length
 
     def learn(self, *conditions: tuple[str, bool]) -> "_Way | None":
         """The way on which these hold, or None where they cannot."""
@@ -618,11 +624,11 @@ class Program:
                 asked = self._asked[following]
                 yield following, replace(after, known=frozenset(fact for fact in after.known if fact[0] in asked))
 
-    def _best_way(self, region: tuple[int, set[int], set[int]], limit: tuple[int, int]) -> _Way | None:
+    def _best_way(self, region: tuple[int, set[int], set[int]], limit: tuple[int, int], short: bool) -> _Way | None:
         first, body, lasts = region
         order, closing = self._order
         ways: dict[int, dict[tuple, _Way]] = {block: {} for block in body}
-        ways[first][(0, 0)] = _Way()
+        ways[first][(0, 0)] = _Way(short=short)
         arrived = []
         for block in order:
             if block not in body:
@@ -647,18 +653,19 @@ class Program:
             "VOTE", "VOTEU", "YIELD", "LOP3", "BRA"
         }  # fmt: skip
 
-    def hot_path(self, loads: int, stores: int) -> HotPath | None:
+    def hot_path(self, loads: int, stores: int, short: bool = False, anywhere: bool = True) -> HotPath | None:
         """What a thread does between moving that many bytes and moving the next ones: the way through a loop's body,
-        or through the program where there is no such loop. None where no way moves just these bytes.
+        or through the program where there is no such loop, if it may be ``anywhere``. None where no way moves so much.
 
         Of several ways: that in the smallest loop; then the one with the fewest accesses, so the vector loads and not
-        the single ones that stand behind them for the end of an array; then the longest, so that no branch skips work.
+        the single ones that stand behind them for the end of an array; then the longest, so that no branch skips work,
+        or the shortest if ``short``.
         A way makes no call: calls are the slow sides of divisions, which ordinary numbers do not take.
         """
         order, _ = self._order
         exits = {block for block in order if self._items(block)[-1].base == "EXIT"}
-        for region in [*self._loops, (0, set(order), exits)]:
-            way = self._best_way(region, (loads, stores))
+        for region in [*self._loops, (0, set(order), exits)][: None if anywhere else -1]:
+            way = self._best_way(region, (loads, stores), short)
             if way is None:
                 continue
             inner = [body for _, body, _ in self._loops if body < region[1] and not self._assembles_warp(body)]
@@ -723,7 +730,11 @@ def examine(name: str, capability: tuple[int, int]) -> Examined:
     text, unfused = compiled(entry, capability)
     cubin, resources = assemble(text, capability)
     program = disassemble(cubin)
-    tried = ((elements, program.hot_path(loads, stores)) for elements, loads, stores in entry.traffic())
+    tried = (
+        (elements, program.hot_path(loads, stores, entry.hard, anywhere))
+        for anywhere in (False, True)
+        for elements, loads, stores in entry.traffic()
+    )
     elements, hot = next((found for found in tried if found[1]), (0, None))
     return Examined(entry, capability, text, unfused, cubin, resources, program, hot, elements)
 
@@ -879,10 +890,10 @@ compiles too. Logits and targets are float32 where a name says nothing else; arr
 Instructions are those of the machine code, on the *hot path*: the way through the body of the loop over the rows of a
 block, on which a thread moves each array once, divided by the elements of that way (4 in every kernel but those that
 follow a pass). Of several such ways it is the one with the fewest accesses to memory, which takes the vector loads and
-not the single ones for the end of an array; then the longest, so that no branch skips work. It makes no call: calls are
-the slow sides of divisions. Instructions under a predicate count, because they are issued. What a block does besides
-(the start, the tree over the lanes, its totals) is not counted: once for 8,192 elements. A settlement has no loop; the
-whole program is counted for one output.
+not the single ones for the end of an array; then the longest, so that no branch skips work; where targets are said to
+be 0 and 1, the shortest. It makes no call: calls are the slow sides of divisions. Instructions under a predicate
+count, because they are issued. What a block does besides (the start, the tree over the lanes, its totals) is not
+counted: once for 8,192 elements. A settlement has no loop; the whole program is counted for one output.
 
 * *FP32*: additions, products and fmas. *select*: comparisons, selects, minima. *integer*: indices, moves, logic.
   *conversion*: from one type to another. *MUFU*: the reciprocal that a division begins with. *ld/st*: global, shared

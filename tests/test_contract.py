@@ -1,6 +1,7 @@
 """Same bits from every backend (promise 2): the everyday rows of the matrix, and what the matrix rests on."""
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -49,6 +50,28 @@ def test_targets_of_every_type_are_read(input_type, target_type):
     one = {"loss": case.loss(**arrays)}
     two = {"loss": case.loss(**as_float64)}
     assert differences(one, two) == []
+
+
+ONE_SIDED = {
+    "loss": ({"reduction": "none"}, {}),
+    "weights": ({"reduction": "none", "pos_weight": 3.0}, {"weight": "float32"}),
+    "ignored": ({"reduction": "sum", "ignore_index": 0}, {"mask": "full"}),
+    "each label": ({"axis": 0}, {}),
+}
+"""What is computed of one side where a target is 0 or 1: (options, arrays)."""
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", ONE_SIDED)
+def test_the_other_side_of_a_hard_target_is_not_missed(name):
+    """Integers have it left out everywhere; of floating-point targets, those of a CUDA thread that are all 0 or 1."""
+    options, others = ONE_SIDED[name]
+    case = Case((("from_logits", True), *options.items()), shape=(9, 29), hard=True, **others)
+    expected = backends.cpu(case, backends.SMALL_PLAN)
+    assert differences(expected, backends.ptx(case)) == []
+    integers = replace(case, target_type="uint8")
+    assert differences(expected, backends.cpu(integers, backends.SMALL_PLAN)) == []
+    assert differences(expected, backends.ptx(integers)) == []
 
 
 def test_the_array_covers_every_pair():

@@ -17,6 +17,7 @@ from benchmarks.machine_code import CAPABILITIES, KERNELS, Examined, MissingTool
 from gpubce.backends.cuda.compile import KINDS
 from gpubce.backends.cuda.kernels import QUAD
 from gpubce.backends.kernel_key import KernelKey
+from gpubce.spec.elements import one_sided
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.precision import INTEGERS, ITEMSIZE, PRECISIONS, TARGETS
 from gpubce.spec.quantities import QUANTITIES
@@ -148,26 +149,30 @@ def float64_operations(key: KernelKey, kind: str) -> tuple[int, int]:
 
 def float64_is_for_sums(seen: Examined) -> Iterator[str]:
     """A bare literal would promote a formula to float64. A float32 kernel has one addition for each sum and element,
-    what some sums multiply, and beside the hot path the additions of the tree."""
+    and what some sums multiply. Beside the hot path stand the additions of the tree, and the same operations for the
+    last elements and for targets of the other kind."""
     entry, hot = seen.entry, seen.hot
     if entry.kind == "settle" or hot is None or (entry.arrays and entry.key.recipe.compute == "float64"):
         return
-    names = Counter(item.base for item in hot.instructions if item.kind == "FP64")
+    # Where NVVM adds before it selects, it also adds 0 to the NaN of invalid samples.
+    names = Counter(item.base for item in hot.instructions if item.kind == "FP64" and "QNAN" not in item.operands)
     everywhere = Counter(item.base for item in seen.program.instructions if item.kind == "FP64")
     if entry.kind == "combine":
         if set(everywhere) != {"DADD"}:
             yield f"not only additions: {dict(everywhere)}"
         return
-    compared = sum(entry.arrays.get(role, ("", ""))[0] == "float64" for role in ("target", "weight"))
-    if names["DSETP"] != 2 * compared * seen.elements:
-        yield f"{names['DSETP']} comparisons of float64 for {seen.elements} elements with {compared} arrays of it"
+    # With both ends of what is valid, and a target with 0 and 1.
+    compared = {"target": 2 + 2 * one_sided(entry.key.recipe), "weight": 2} if entry.arrays else {}
+    asked = sum(times for role, times in compared.items() if entry.arrays.get(role, ("", ""))[0] == "float64")
+    if names["DSETP"] != asked * seen.elements:
+        yield f"{names['DSETP']} comparisons of float64 for {seen.elements} elements, not {asked} for each"
     done = names["DADD"] + names["DFMA"]
     least, most = (count * seen.elements for count in float64_operations(entry.key, entry.kind))
     if seen.capability < (10, 0):
         least = most
     if not least <= done <= most or set(names) - {"DADD", "DFMA", "DSETP"}:
         yield f"{dict(names)} for {seen.elements} elements and the sums {entry.key.recipe.sums}, not {most}"
-    beside = everywhere - names
+    beside = everywhere - names - names - names
     if set(beside) - {"DADD"}:
         yield f"beside the hot path: {dict(beside)}"
 

@@ -10,10 +10,10 @@ from numba import cuda, float64, int64, njit, types
 
 from gpubce.backends.kernel_key import QUAD, KernelKey, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
-from gpubce.spec.elements import element, settlement
+from gpubce.spec.elements import element, one_sided, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
-from gpubce.spec.precision import widened
+from gpubce.spec.precision import INTEGERS, widened
 from gpubce.spec.primitives import (
     WIDE_TYPES,
     add_atomically,
@@ -26,6 +26,7 @@ from gpubce.spec.primitives import (
     subroutine,
 )
 from gpubce.spec.quantities import collector
+from gpubce.spec.recipe import OUTPUTS, ROLES
 
 inlined = njit(inline="always", error_model="numpy")
 
@@ -50,18 +51,18 @@ def threads(plan: Plan) -> int:
 
 
 @subroutine(types.UniTuple(types.boolean, QUAD))
-def _absent(addresses, geometry, index, end):
+def _absent(addresses, geometry, index, present):
     return True, True, True, True
 
 
 @subroutine(types.void)
-def _discard(addresses, geometry, index, end, values):
+def _discard(addresses, geometry, index, present, values):
     pass
 
 
-def _reader(key: KernelKey, role: str):
-    """The inlined function that reads the QUAD elements from ``index`` on; those at ``end`` and beyond do not matter,
-    and the last one before ``end`` is read in their place."""
+def _reader(key: KernelKey, role: str, full: bool):
+    """The subroutine that reads the QUAD elements from ``index`` on. Unless it is ``full``, only so many are present;
+    the last one of these is read in place of the others."""
     storage = getattr(key.recipe, role)
     if storage is None:
         return _absent
@@ -69,7 +70,7 @@ def _reader(key: KernelKey, role: str):
     if key.layouts[k] == SCALAR:
         return _scalar_reader(storage, k)
     if key.layouts[k] == FLAT:
-        return _flat_reader(storage, k, key.vector > 1)
+        return _aligned_reader(storage, k) if full and key.vector > 1 else _flat_reader(storage, k)
     return _strided_reader(storage, k, key.dimensions, key.slot(role))
 
 
@@ -78,7 +79,7 @@ def _scalar_reader(storage: str, k: int):
     load = loader(storage)
 
     @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
-    def read_scalar(addresses, geometry, index, end):
+    def read_scalar(addresses, geometry, index, present):
         value = load(addresses[k], 0)
         return value, value, value, value
 
@@ -86,20 +87,28 @@ def _scalar_reader(storage: str, k: int):
 
 
 @cache
-def _flat_reader(storage: str, k: int, ALIGNED: bool):
-    load = loader(storage)
+def _aligned_reader(storage: str, k: int):
     load_quad = loader(storage, QUAD)
 
     @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
-    def read_flat(addresses, geometry, index, end):
-        if ALIGNED and index + QUAD <= end:
-            return load_quad(addresses[k], index)
-        last = end - 1
+    def read_aligned(addresses, geometry, index, present):
+        return load_quad(addresses[k], index)
+
+    return read_aligned
+
+
+@cache
+def _flat_reader(storage: str, k: int):
+    load = loader(storage)
+
+    @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
+    def read_flat(addresses, geometry, index, present):
+        last = present - 1
         return (
-            load(addresses[k], min(index, last)),
-            load(addresses[k], min(index + 1, last)),
-            load(addresses[k], min(index + 2, last)),
-            load(addresses[k], min(index + 3, last)),
+            load(addresses[k], index),
+            load(addresses[k], index + min(1, last)),
+            load(addresses[k], index + min(2, last)),
+            load(addresses[k], index + min(3, last)),
         )
 
     return read_flat
@@ -111,41 +120,49 @@ def _strided_reader(storage: str, k: int, dimensions: int, slot: int):
     offset = strided_offset(dimensions, slot)
 
     @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
-    def read_strided(addresses, geometry, index, end):
-        last = end - 1
+    def read_strided(addresses, geometry, index, present):
+        last = present - 1
         return (
-            load(addresses[k] + offset(min(index, last), geometry), 0),
-            load(addresses[k] + offset(min(index + 1, last), geometry), 0),
-            load(addresses[k] + offset(min(index + 2, last), geometry), 0),
-            load(addresses[k] + offset(min(index + 3, last), geometry), 0),
+            load(addresses[k] + offset(index, geometry), 0),
+            load(addresses[k] + offset(index + min(1, last), geometry), 0),
+            load(addresses[k] + offset(index + min(2, last), geometry), 0),
+            load(addresses[k] + offset(index + min(3, last), geometry), 0),
         )
 
     return read_strided
 
 
-def _writer(key: KernelKey, role: str):
-    """The inlined function that writes the QUAD elements from ``index`` on that lie before ``end``."""
+def _writer(key: KernelKey, role: str, full: bool):
+    """The subroutine that writes the QUAD elements from ``index`` on, or as many of them as are present."""
     if role not in key.recipe.outputs:
         return _discard
     k = key.position(role)
     if key.layouts[k] == FLAT:
-        return _flat_writer(key.recipe.stored, k, key.vector > 1)
+        stored = key.recipe.stored
+        return _aligned_writer(stored, k) if full and key.vector > 1 else _flat_writer(stored, k)
     return _strided_writer(key.recipe.stored, k, key.dimensions, key.slot(role))
 
 
 @cache
-def _flat_writer(storage: str, k: int, ALIGNED: bool):
-    store = storer(storage)
+def _aligned_writer(storage: str, k: int):
     store_quad = storer(storage, QUAD)
 
     @subroutine(types.void)
-    def write_flat(addresses, geometry, index, end, values):
-        if ALIGNED and index + QUAD <= end:
-            store_quad(addresses[k], index, values)
-        else:
-            for q in range(QUAD):
-                if index + q < end:
-                    store(addresses[k], index + q, values[q])
+    def write_aligned(addresses, geometry, index, present, values):
+        store_quad(addresses[k], index, values)
+
+    return write_aligned
+
+
+@cache
+def _flat_writer(storage: str, k: int):
+    store = storer(storage)
+
+    @subroutine(types.void)
+    def write_flat(addresses, geometry, index, present, values):
+        for q in range(QUAD):
+            if q < present:
+                store(addresses[k], index + q, values[q])
 
     return write_flat
 
@@ -156,9 +173,9 @@ def _strided_writer(storage: str, k: int, dimensions: int, slot: int):
     offset = strided_offset(dimensions, slot)
 
     @subroutine(types.void)
-    def write_strided(addresses, geometry, index, end, values):
+    def write_strided(addresses, geometry, index, present, values):
         for q in range(QUAD):
-            if index + q < end:
+            if q < present:
                 store(addresses[k] + offset(index + q, geometry), 0, values[q])
 
     return write_strided
@@ -201,58 +218,44 @@ def _adder(bins: int, quantised: bool):
     return add_quanta if quantised else add_unit
 
 
-def _quad(key: KernelKey):
-    """The inlined function that works on the QUAD elements from ``index`` on, those before ``end``: writes the outputs,
-    adds sum k of element q to the accumulators hi[k QUAD + q] and lo[k QUAD + q], and adds to the histograms, that of
-    element q at ``histogram + q * apart``."""
-    sample, collect = element(key.recipe), collector(key.recipe.sums)
+def _gives_outputs(key: KernelKey):
+    """The decorator of subroutines that give QUAD losses, gradients and hessians."""
+    return subroutine(types.UniTuple(types.UniTuple(WIDE_TYPES[key.recipe.compute], QUAD), 3))
+
+
+def _samples(key: KernelKey, hard: bool):
+    """The inlined function that does QUAD samples, those with q < ``present``: it adds sum k of sample q to the
+    accumulators hi[k QUAD + q] and lo[k QUAD + q], adds to the histograms, that of sample q at ``histogram + q apart``,
+    and gives the outputs. ``inputs`` has QUAD numbers for each role."""
+    sample, collect = element(key.recipe, hard), collector(key.recipe.sums)
     sums = len(key.recipe.sums)
     compensated = key.recipe.compensated
     zero = key.zero
-    prediction = _reader(key, "prediction")
-    baseline = _reader(key, "baseline")
-    target = _reader(key, "target")
-    weight = _reader(key, "weight")
-    mask = _reader(key, "mask")
-    pos_weight = _reader(key, "pos_weight")
-    label_weight = _reader(key, "label_weight")
-    scale = _reader(key, "scale")
-    write_loss = _writer(key, "loss")
-    write_gradient = _writer(key, "gradient")
-    write_hessian = _writer(key, "hessian")
     add = _adder(key.recipe.bins, key.recipe.quantised)
 
-    @inlined
-    def quad(index, end, addresses, geometry, parameters, ignored, hi, lo, histogram, apart, unit):
-        predictions = prediction(addresses, geometry, index, end)
-        baselines = baseline(addresses, geometry, index, end)
-        targets = target(addresses, geometry, index, end)
-        weights = weight(addresses, geometry, index, end)
-        masks = mask(addresses, geometry, index, end)
-        pos_weights = pos_weight(addresses, geometry, index, end)
-        label_weights = label_weight(addresses, geometry, index, end)
-        scales = scale(addresses, geometry, index, end)
+    @_gives_outputs(key)
+    def samples(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit):
         losses = (zero, zero, zero, zero)
         gradients = (zero, zero, zero, zero)
         hessians = (zero, zero, zero, zero)
         for q in range(QUAD):
             outputs, known, placed = sample(
-                index + q < end,
-                predictions[q],
-                baselines[q],
-                targets[q],
-                weights[q],
-                masks[q],
-                pos_weights[q],
-                label_weights[q],
-                scales[q],
+                q < present,
+                inputs[0][q],
+                inputs[1][q],
+                inputs[2][q],
+                inputs[3][q],
+                inputs[4][q],
+                inputs[5][q],
+                inputs[6][q],
+                inputs[7][q],
                 parameters,
                 ignored,
             )
             losses = _put(losses, q, outputs[0])
             gradients = _put(gradients, q, outputs[1])
             hessians = _put(hessians, q, outputs[2])
-            add(index + q < end, histogram + q * apart, unit, placed)
+            add(q < present, histogram + q * apart, unit, placed)
             values = collect(known)
             for k in range(sums):
                 cell = k * QUAD + q
@@ -260,20 +263,86 @@ def _quad(key: KernelKey):
                     hi[cell], lo[cell] = add_to_pair(hi[cell], lo[cell], values[k])
                 else:
                     hi[cell] += values[k]
-        write_loss(addresses, geometry, index, end, losses)
-        write_gradient(addresses, geometry, index, end, gradients)
-        write_hessian(addresses, geometry, index, end, hessians)
+        return losses, gradients, hessians
 
-    return quad
+    return samples
+
+
+def _of_four(key: KernelKey):
+    """What :func:`_samples` does for QUAD samples that are all there, with the shorter formulas where all targets of a
+    thread are 0 or 1. The threads of a warp take the same way where all of theirs are. Integers need not be looked at:
+    they are 0 or 1, or invalid."""
+    of_all = _samples(key, False)
+    if key.recipe.target in INTEGERS or not one_sided(key.recipe):
+        return of_all
+    of_hard = _samples(key, True)
+
+    @_gives_outputs(key)
+    def samples(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit):
+        hard = True
+        for q in range(QUAD):
+            hard = hard & ((inputs[2][q] == 0) | (inputs[2][q] == 1))
+        if hard:
+            return of_hard(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit)
+        return of_all(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit)
+
+    return samples
+
+
+def _step(key: KernelKey, full: bool):
+    """The subroutine that works on the QUAD elements from ``index`` on, all of them if ``full``, else as many as are
+    ``present``: reads them, writes the outputs, and does what :func:`_samples` says."""
+    samples = _of_four(key) if full else _samples(key, False)
+    prediction, baseline, target, weight, mask, pos_weight, label_weight, scale = (
+        _reader(key, role, full) for role in ROLES
+    )
+    write_loss, write_gradient, write_hessian = (_writer(key, output, full) for output in OUTPUTS)
+
+    @subroutine(types.void)
+    def step(index, present, addresses, geometry, parameters, ignored, hi, lo, histogram, apart, unit):
+        inputs = (
+            prediction(addresses, geometry, index, present),
+            baseline(addresses, geometry, index, present),
+            target(addresses, geometry, index, present),
+            weight(addresses, geometry, index, present),
+            mask(addresses, geometry, index, present),
+            pos_weight(addresses, geometry, index, present),
+            label_weight(addresses, geometry, index, present),
+            scale(addresses, geometry, index, present),
+        )
+        losses, gradients, hessians = samples(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit)
+        write_loss(addresses, geometry, index, present, losses)
+        write_gradient(addresses, geometry, index, present, gradients)
+        write_hessian(addresses, geometry, index, present, hessians)
+
+    return step
+
+
+def _steps(key: KernelKey):
+    """(the step of QUAD elements, the step of fewer): inlined functions, which the simulator can call.
+
+    Where all elements are there, nothing asks for each of them whether it is.
+    """
+    full, part = _step(key, True), _step(key, False)
+
+    @inlined
+    def full_step(index, addresses, geometry, parameters, ignored, hi, lo, histogram, apart, unit):
+        full(index, QUAD, addresses, geometry, parameters, ignored, hi, lo, histogram, apart, unit)
+
+    @inlined
+    def part_step(index, present, addresses, geometry, parameters, ignored, hi, lo, histogram, apart, unit):
+        part(index, present, addresses, geometry, parameters, ignored, hi, lo, histogram, apart, unit)
+
+    return full_step, part_step
 
 
 def whole(key: KernelKey):
     """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]. All samples go into one histogram."""
-    quad = _quad(key)
+    full_step, part_step = _steps(key)
     sums = len(key.recipe.sums)
     cells = max(1, sums) * QUAD
     compensated = key.recipe.compensated
-    lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
+    lanes, block_size = key.plan.lanes, key.plan.block
     team = threads(key.plan)
 
     def blocks(n, addresses, geometry, parameters, ignored, partials, count, histogram, unit):
@@ -286,10 +355,15 @@ def whole(key: KernelKey):
         for cell in range(cells):
             hi[cell] = 0.0
             lo[cell] = 0.0
-        for r in range(rows):
-            index = block * block_size + r * lanes + thread * QUAD
-            if index < n:
-                quad(index, n, addresses, geometry, parameters, ignored, hi, lo, histogram, 0, unit)
+        # Counting rows as well cost 4 instructions an element.
+        index = block * block_size + thread * QUAD
+        end = min(n, (block + 1) * block_size)
+        most = end - QUAD
+        while index <= most:
+            full_step(index, addresses, geometry, parameters, ignored, hi, lo, histogram, 0, unit)
+            index += lanes
+        if index < end:
+            part_step(index, end - index, addresses, geometry, parameters, ignored, hi, lo, histogram, 0, unit)
         for k in range(sums):
             for q in range(QUAD):
                 shared_hi[thread * QUAD + q] = hi[k * QUAD + q]
@@ -323,7 +397,7 @@ def along_axes(key: KernelKey):
     Run c leaves the pair of sum k for output o at partials[k, :, c, o]. A thread owns QUAD neighbouring outputs. Each
     output has its own histogram.
     """
-    quad = _quad(key)
+    full_step, part_step = _steps(key)
     label = 8 * histogram_cells(key.recipe.bins)
     sums = len(key.recipe.sums)
     cells = max(1, sums) * QUAD
@@ -338,6 +412,7 @@ def along_axes(key: KernelKey):
         worker = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         run = worker // tiles
         left = (worker - run * tiles) * QUAD
+        most = outputs - QUAD
         if run < count:
             for cell in range(cells):
                 total_hi[cell] = 0.0
@@ -346,19 +421,13 @@ def along_axes(key: KernelKey):
                 for cell in range(cells):
                     hi[cell] = 0.0
                     lo[cell] = 0.0
-                quad(
-                    r * outputs + left,
-                    (r + 1) * outputs,
-                    addresses,
-                    geometry,
-                    parameters,
-                    ignored,
-                    hi,
-                    lo,
-                    histogram + left * label,
-                    label,
-                    unit,
-                )
+                index = r * outputs + left
+                counts = histogram + left * label
+                if left <= most:
+                    full_step(index, addresses, geometry, parameters, ignored, hi, lo, counts, label, unit)
+                else:
+                    present = outputs - left
+                    part_step(index, present, addresses, geometry, parameters, ignored, hi, lo, counts, label, unit)
                 for cell in range(cells):
                     total_hi[cell], total_lo[cell] = merge_pairs(total_hi[cell], total_lo[cell], hi[cell], lo[cell])
             for k in range(sums):
