@@ -272,17 +272,43 @@ def matrix() -> tuple[Row, ...]:
     return tuple(rows)
 
 
+@cache
+def _everyday() -> set[tuple[str, int]]:
+    """(type, row of the covering array) for the default suite: each of the first rows for one type, by turns, and for
+    each type as many more as it takes to meet every value that stands in them. So every pair of values occurs, the
+    types among them, in a third of the rows."""
+    array, first = covering_array()
+    chosen = set()
+
+    def values_in(rows: Sequence[tuple[int, ...]]) -> set[tuple[int, int]]:
+        return {found for row in rows for found in enumerate(row)}
+
+    for turn, input_type in enumerate(INPUT_TYPES):
+        rows = list(range(turn, first, len(INPUT_TYPES)))
+        missing = values_in(array[:first]) - values_in([array[k] for k in rows])
+        while missing:
+            best = max(range(first), key=lambda k: len(missing & values_in([array[k]])))
+            rows.append(best)
+            missing -= values_in([array[best]])
+        chosen |= {(input_type, k) for k in rows}
+    return chosen
+
+
 def _covering() -> Iterator[Row]:
     turns: Counter = Counter()
+    everyday_turns: Counter = Counter()
     array, first = covering_array()
     for input_type in INPUT_TYPES:
         for k, values in enumerate(array):
             case = _case(input_type, k, values)
             options = dict(case.options)
-            everyday, axis = k < first, options.get("axis")
-            group = everyday, options.get("reduction"), options.get("denominator"), axis is None
+            axis = options.get("axis")
+            group = k < first, options.get("reduction"), options.get("denominator"), axis is None
             turn = turns[group]
             turns[group] += 1
+            everyday = (input_type, k) in _everyday()
+            emulated = everyday_turns[everyday, *group]
+            everyday_turns[everyday, *group] += 1
             small, full = (_at_shapes(case, plan, turn, 16 * k) for plan in ("small", "full"))
             if axis == 0 and turn % 4 == 3:
                 shape = LONG_AXES[turn // 4 % len(LONG_AXES)]
@@ -293,9 +319,9 @@ def _covering() -> Iterator[Row]:
                 small,
                 full,
                 everyday,
-                interpreted=(2 * turn % 8, (2 * turn + 1) % 8),
+                interpreted=tuple(range(len(small))),
                 simulated=(few[turn % len(few)],),
-                compute_capability=COMPUTE_CAPABILITIES[turn % len(COMPUTE_CAPABILITIES)],
+                compute_capability=COMPUTE_CAPABILITIES[emulated % len(COMPUTE_CAPABILITIES)],
             )
 
 
