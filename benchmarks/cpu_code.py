@@ -4,8 +4,9 @@
     python -m benchmarks.cpu_code --output tests/instructions.json  # commit those of today
 
 Kernels are compiled for processors of two generations, on any x86-64; nothing is executed. An exponential takes one
-shift of an exponent into its place, so these shifts say how many elements one turn of a loop is for. The hot loop is
-the one whose turns are for the most elements: the others do what is left at the end of a row.
+shift of an exponent into its place, so these shifts say how many elements one turn of a loop is for. The hot loops are
+those with the widest registers: the others do what is left at the end of a row. Where there are two, the shorter one is
+for rows whose targets are all 0 or 1.
 """
 
 from __future__ import annotations
@@ -42,25 +43,26 @@ LOOPS = {
 _WIDTH = {"x": 128, "y": 256, "z": 512}
 
 
-def per_element(assembly: str, real: str, exponentials: int) -> float:
-    """Instructions of the hot loop for one element, which takes so many exponentials."""
+def per_element(assembly: str, real: str, exponentials: int) -> list[float]:
+    """Instructions of the hot loops for one element, which takes so many exponentials; the largest number first."""
     bits = {"float32": 32, "float64": 64}[real]
     shift = {"float32": r"vpslld\s+\$23", "float64": r"vpsllq\s+\$52"}[real]
-    best = (0, 0, 0)
+    found: dict[int, list[float]] = {}
     for block in re.split(r"\n(?=\.LBB)", assembly):
         lines = [line for line in block.splitlines() if re.match(r"\t[a-z]", line)]
         label = block.partition(":")[0]
         ends = [place for place, line in enumerate(lines) if re.match(rf"\tj\w+\s+{re.escape(label)}$", line)]
         if ends:
             body = lines[: ends[-1] + 1]
-            elements = sum(
-                _WIDTH[found[1]] // bits
+            widths = [
+                _WIDTH[register[1]]
                 for line in body
-                if re.search(shift, line) and (found := re.search(r"%([xyz])mm\d+$", line))
-            )
-            best = max(best, (elements, sum("mm" in line for line in body), len(body)))
-    elements, _, count = best
-    return round(count * exponentials / elements, 2) if elements else float("inf")
+                if re.search(shift, line) and (register := re.search(r"%([xyz])mm\d+$", line))
+            ]
+            if widths:
+                per_turn = sum(width // bits for width in widths) / exponentials
+                found.setdefault(max(widths), []).append(round(len(body) / per_turn, 2))
+    return sorted(found[max(found)], reverse=True) if found else []
 
 
 def measured() -> dict[str, float]:
@@ -75,7 +77,10 @@ def measured() -> dict[str, float]:
         recipe = Recipe(**options)
         key = KernelKey(recipe, (FLAT,) * len(recipe.roles + recipe.outputs))
         text = "\n".join(compiled.whole(key).inspect_asm().values())
-        found[name] = per_element(text, recipe.compute, 2 if recipe.gamma else 1)
+        longest, *shorter = per_element(text, recipe.compute, 2 if recipe.gamma else 1)
+        found[name] = longest
+        if shorter:
+            found[f"{name}, targets of 0 and 1"] = shorter[-1]
     return found
 
 
@@ -104,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     before = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     found = for_processors()
-    for name in LOOPS:
+    for name in found["AVX2"]:
         columns = [f"{found[each][name]:8.2f} ({before.get(each, {}).get(name, 0):.2f})" for each in PROCESSORS]
         print(f"{name:38} " + "  ".join(columns))
     if arguments.output:

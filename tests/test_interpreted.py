@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gpubce.backends.cpu.launch import CpuEngine
 from gpubce.spec.quantities import FIELDS
 from gpubce.spec.recipe import PROBABILITY, Recipe
 from tests import backends
-from tests.cases import LOGIT_EDGES, Case, Results, bits, digest, run_case
+from tests.cases import LOGIT_EDGES, Case, Results, bits, differences, digest, run_case
 from tests.interpreted import InterpretedEngine, formulas
 from tests.matrix import Row, committed, matrix
 
@@ -86,3 +87,25 @@ def test_one_side_of_a_hard_target_is_what_both_give(name, real):
 )
 def test_both_sides_are_computed_where_both_count(options):
     assert not formulas()["elements"].one_sided(Recipe(**options))
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("layout", ["C", "strided"])
+@pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in place"])
+def test_rows_of_soft_targets_behind_hard_ones_are_done_once_more(axis, layout, in_place):
+    """A CPU takes a row's targets for 0 and 1 where the last row's were."""
+    case = Case((("from_logits", True), ("axis", axis)), shape=(60, 9), layout=layout, edges="finite", hard=True)
+    targets = case.arrays["targets"]
+    for place in (100, 333, *range(400, 440)):
+        targets[np.unravel_index(place, targets.shape)] = 0.3
+
+    def results() -> Results:
+        predictions = case.arrays["predictions"]
+        where = predictions if in_place else None
+        value, gradient = case.loss.value_and_grad(predictions, targets, grad_out=where)
+        return {"value": np.asarray(value), "gradient": np.array(gradient)}
+
+    with backends.replaced(InterpretedEngine, backends.SMALL_PLAN):
+        expected = results()
+    with backends.replaced(CpuEngine, backends.SMALL_PLAN):
+        assert differences(expected, results()) == []

@@ -11,7 +11,7 @@ from numba import njit, types
 
 from gpubce.backends.kernel_key import KernelKey, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
-from gpubce.spec.elements import element, settlement
+from gpubce.spec.elements import element, one_sided, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import INTEGERS, ITEMSIZE, widened
@@ -390,39 +390,37 @@ def _histogram(key: KernelKey):
     return place, add, add_rows
 
 
-def _row(key: KernelKey, take):
-    """The inlined function that works on the elements [start, start + count), at most one row of lanes: writes the
-    outputs, takes each sample, and keeps what goes into the histogram."""
-    sample = element(key.recipe)
-    stage_prediction, prediction = _reader(key, "prediction")
-    stage_baseline, baseline = _reader(key, "baseline")
-    stage_target, target = _reader(key, "target")
-    stage_weight, weight = _reader(key, "weight")
-    stage_mask, mask = _reader(key, "mask")
-    stage_pos_weight, pos_weight = _reader(key, "pos_weight")
-    stage_label_weight, label_weight = _reader(key, "label_weight")
-    stage_scale, scale = _reader(key, "scale")
-    write_loss, unstage_loss = _writer(key, "loss")
-    write_gradient, unstage_gradient = _writer(key, "gradient")
-    write_hessian, unstage_hessian = _writer(key, "hessian")
+def _lanes(key: KernelKey, take, hard: bool):
+    """The inlined function that computes the samples of a row from what is staged: writes the outputs, takes each
+    sample, keeps what goes into the histogram. It says whether all targets are 0 or 1, where that is of use; if it is
+    ``hard``, the rest is right only then."""
+    sample = element(key.recipe, hard)
+    LOOKS = _may_be_hard(key.recipe)
+    _, prediction = _reader(key, "prediction")
+    _, baseline = _reader(key, "baseline")
+    _, target = _reader(key, "target")
+    _, weight = _reader(key, "weight")
+    _, mask = _reader(key, "mask")
+    _, pos_weight = _reader(key, "pos_weight")
+    _, label_weight = _reader(key, "label_weight")
+    _, scale = _reader(key, "scale")
+    write_loss, _ = _writer(key, "loss")
+    write_gradient, _ = _writer(key, "gradient")
+    write_hessian, _ = _writer(key, "hessian")
     place, _, _ = _histogram(key)
 
     @inlined
-    def row(start, count, addresses, geometry, parameters, ignored, scratch):
-        stage_prediction(addresses, geometry, start, count, scratch)
-        stage_baseline(addresses, geometry, start, count, scratch)
-        stage_target(addresses, geometry, start, count, scratch)
-        stage_weight(addresses, geometry, start, count, scratch)
-        stage_mask(addresses, geometry, start, count, scratch)
-        stage_pos_weight(addresses, geometry, start, count, scratch)
-        stage_label_weight(addresses, geometry, start, count, scratch)
-        stage_scale(addresses, geometry, start, count, scratch)
+    def lanes(start, count, addresses, parameters, ignored, scratch):
+        all_hard = True
         for lane in range(count):
+            y = target(addresses, start, lane, scratch)
+            if LOOKS:
+                all_hard = all_hard & ((y == 0) | (y == 1))
             outputs, known, placed = sample(
                 True,
                 prediction(addresses, start, lane, scratch),
                 baseline(addresses, start, lane, scratch),
-                target(addresses, start, lane, scratch),
+                y,
                 weight(addresses, start, lane, scratch),
                 mask(addresses, start, lane, scratch),
                 pos_weight(addresses, start, lane, scratch),
@@ -436,11 +434,85 @@ def _row(key: KernelKey, take):
             write_hessian(addresses, start, lane, scratch, outputs[2])
             place(scratch, lane, placed)
             take(scratch, lane, known)
+        return all_hard
+
+    return lanes
+
+
+def _may_be_hard(recipe: Recipe) -> bool:
+    """Whether it is worth to look if all targets of a row are 0 or 1. Integers always are, or invalid."""
+    return one_sided(recipe) and recipe.target not in INTEGERS
+
+
+def _row(key: KernelKey, take):
+    """The inlined function that works on the elements [start, start + count), at most one row of lanes: brings strided
+    arrays, does what :func:`_lanes` says, and brings strided outputs back.
+
+    ``hard`` says that the last row's targets were all 0 or 1. Then this row's are taken for that, and done once more if
+    they are not; what it gives is the ``hard`` of the next row.
+    """
+    stage_prediction, _ = _reader(key, "prediction")
+    stage_baseline, _ = _reader(key, "baseline")
+    stage_target, _ = _reader(key, "target")
+    stage_weight, _ = _reader(key, "weight")
+    stage_mask, _ = _reader(key, "mask")
+    stage_pos_weight, _ = _reader(key, "pos_weight")
+    stage_label_weight, _ = _reader(key, "label_weight")
+    stage_scale, _ = _reader(key, "scale")
+    _, unstage_loss = _writer(key, "loss")
+    _, unstage_gradient = _writer(key, "gradient")
+    _, unstage_hessian = _writer(key, "hessian")
+    of_all = _lanes(key, take, False)
+    of_hard = _lanes(key, take, True) if _may_be_hard(key.recipe) else _not_hard
+
+    @inlined
+    def row(hard, start, count, addresses, geometry, parameters, ignored, scratch):
+        stage_prediction(addresses, geometry, start, count, scratch)
+        stage_baseline(addresses, geometry, start, count, scratch)
+        stage_target(addresses, geometry, start, count, scratch)
+        stage_weight(addresses, geometry, start, count, scratch)
+        stage_mask(addresses, geometry, start, count, scratch)
+        stage_pos_weight(addresses, geometry, start, count, scratch)
+        stage_label_weight(addresses, geometry, start, count, scratch)
+        stage_scale(addresses, geometry, start, count, scratch)
+        if hard:
+            hard = of_hard(start, count, addresses, parameters, ignored, scratch)
+        if not hard:
+            hard = of_all(start, count, addresses, parameters, ignored, scratch)
         unstage_loss(addresses, geometry, start, count, scratch)
         unstage_gradient(addresses, geometry, start, count, scratch)
         unstage_hessian(addresses, geometry, start, count, scratch)
+        return hard
 
     return row
+
+
+def _repeats(key: KernelKey):
+    """The inlined function that says whether a row can be done once more: not where an output takes the place of an
+    input."""
+    if not _may_be_hard(key.recipe):
+        return _never
+    inputs, arrays = len(key.recipe.roles), len(key.arrays)
+
+    @subroutine(types.boolean)
+    def can_repeat(addresses):
+        apart = True
+        for output in range(inputs, arrays):
+            for array in range(inputs):
+                apart = apart & (addresses[output] != addresses[array])
+        return apart
+
+    return can_repeat
+
+
+@inlined
+def _never(addresses):
+    return False
+
+
+@inlined
+def _not_hard(start, count, addresses, parameters, ignored, scratch):
+    return False
 
 
 def _tree(lanes: int, compensated: bool):
@@ -476,7 +548,7 @@ def _clear(scratch, cells):
 def whole(key: KernelKey):
     """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]. All samples go into one histogram."""
     take, add_row = _lane_adder(key)
-    row = _row(key, take)
+    row, can_repeat = _row(key, take), _repeats(key)
     _, add, _ = _histogram(key)
     sums = len(key.recipe.sums)
     lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
@@ -484,6 +556,7 @@ def whole(key: KernelKey):
     tree = _tree(lanes, key.recipe.compensated)
 
     def blocks(first, last, n, addresses, geometry, parameters, ignored, scratch, partials, count, histogram, unit):
+        hard = again = can_repeat(addresses)
         for block in range(first, last):
             _clear(scratch, sums * per_sum // 8)
             for left in range(0, lanes, strip):
@@ -492,7 +565,7 @@ def whole(key: KernelKey):
                     start = block * block_size + r * lanes + left
                     if start < n:
                         wide = min(strip, lanes - left, n - start)
-                        row(start, wide, addresses, geometry, parameters, ignored, here)
+                        hard = again & row(hard, start, wide, addresses, geometry, parameters, ignored, here)
                         add_row(here, wide)
                         add(histogram, unit, here, wide)
             width = first_width(lanes, min(lanes, n - block * block_size))
@@ -512,7 +585,7 @@ def along_axes(key: KernelKey):
     pairs one reduced element after the other. Each output has its own histogram.
     """
     take, add_steps = _output_adder(key)
-    row = _row(key, take)
+    row, can_repeat = _row(key, take), _repeats(key)
     _, _, add_rows = _histogram(key)
     sums = len(key.recipe.sums)
     lanes, chunk = key.plan.lanes, key.plan.chunk
@@ -537,6 +610,7 @@ def along_axes(key: KernelKey):
         across = (outputs + tile - 1) // tile
         together = lanes // tile if tile == outputs else 1
         apart = 8 * count * outputs
+        hard = again = can_repeat(addresses)
         for task in range(first, last):
             run = task // across
             left = task % across * tile
@@ -549,7 +623,8 @@ def along_axes(key: KernelKey):
             r = run * chunk
             while r < end:
                 taken = min(together, end - r)
-                row(r * outputs + left, taken * wide, addresses, geometry, parameters, ignored, scratch)
+                start = r * outputs + left
+                hard = again & row(hard, start, taken * wide, addresses, geometry, parameters, ignored, scratch)
                 add_rows(histogram, unit, scratch, taken * wide, left, wide)
                 add_steps(scratch, taken, wide, pairs, apart)
                 r += taken
