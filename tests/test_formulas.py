@@ -27,10 +27,10 @@ def test_the_last_logit_whose_probability_is_a_normal_number(real):
     """Behind it the rest is 0, on a GPU that flushes subnormal numbers too."""
     f, _, last, behind, tiny = limits(real)
     for sign in (1, -1):
-        p, q = f.logit_branches(sign * last)[2:4]
-        assert min(p, q) >= tiny
-        p, q = f.logit_branches(sign * behind)[2:4]
-        assert min(p, q) == 0
+        about = f.about_logit(sign * last)
+        assert min(f.logistic(last, about), f.logistic(-last, about)) >= tiny
+        about = f.about_logit(sign * behind)
+        assert min(f.logistic(behind, about), f.logistic(-behind, about)) == 0
 
 
 @REALS
