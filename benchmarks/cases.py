@@ -7,7 +7,8 @@ import numpy as np
 
 from tests.cases import Case, aligned_empty
 
-LOGITS = Case((("from_logits", True),), edges="none")
+LOGITS = Case((("from_logits", True),), edges="none", hard=True)
+SOFT = replace(LOGITS, hard=False)
 BY_LABEL = Case((("axis", 0), ("from_logits", True)), target_type="uint8", edges="none")
 PROBABILITIES = Case(target_type="uint8", edges="none")
 
@@ -47,6 +48,8 @@ CASES = {
     "loss": Workload(LOGITS),
     "loss and gradient": Workload(LOGITS, gradient=True),
     "loss and gradient, into an array": Workload(LOGITS, gradient=True, into=True),
+    "loss, soft targets": Workload(SOFT),
+    "loss and gradient, soft targets": Workload(SOFT, gradient=True),
     "loss, uint8 targets": Workload(typed(LOGITS, "float32")),
     "loss, float16": Workload(typed(LOGITS, "float16")),
     "loss, bfloat16": Workload(typed(LOGITS, "bfloat16")),
@@ -58,7 +61,8 @@ CASES = {
     "loss, weight of each row, (n, 1000)": Workload(replace(LOGITS, weight="column"), labels=1000),
     "loss, mask": Workload(replace(LOGITS, mask="full")),
 }
-"""Predictions are float32 logits and targets float32 where a name says nothing else. Three types have uint8 targets,
+"""Predictions are float32 logits and targets float32, all 0 or 1, where a name says nothing else; half of the soft ones
+lie between. Three types have uint8 targets,
 and so have probabilities and labels. A loss is the mean, along the rows where it is of each label."""
 
 CURVES = ("loss", "loss and gradient")
