@@ -43,6 +43,13 @@ BREAKS = [
         ("tests/test_cuda_kernels.py", "tests/test_contract.py"),
     ),
     Break(
+        "2 same bits: a row of soft targets is taken for 0 and 1",
+        "gpubce/backends/cpu/kernels.py",
+        "        if not hard:",
+        "        if False:",
+        ("tests/test_interpreted.py",),
+    ),
+    Break(
         "3 accurate: ln 2 in one piece in exp",
         "gpubce/spec/elements.py",
         "r = fma(n, -REDUCTION_LOW, fma(n, -REDUCTION_HIGH, -a))",
