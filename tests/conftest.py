@@ -2,12 +2,16 @@
 
 Tests marked ``exhaustive`` are left out unless -m asks for them by name, as ci/exhaustive does."""
 
+import gc
 import sys
 
 import pytest
 
 from gpubce.backends.devices import find_gpus
 from gpubce.spec.plan import PLAN
+
+# Most of the suite's time compiles kernels, which makes many objects and few cycles: 10% of it was looking for these.
+gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_addoption(parser):
