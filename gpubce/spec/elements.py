@@ -225,6 +225,12 @@ def one_sided(recipe: Recipe) -> bool:
     return logits and not any(options) and not recipe.baseline and asked.isdisjoint(("minus_log_p", "minus_log_q"))
 
 
+def may_be_hard(recipe: Recipe) -> bool:
+    """Whether it is worth to look if targets are 0 or 1, and then to ask for the ``hard`` :func:`element`. Integers
+    always are, or invalid."""
+    return one_sided(recipe) and recipe.target not in INTEGERS
+
+
 @cache
 def _one_side(recipe: Recipe):
     """What :func:`_both_sides` gives, but for the two branches, where the target is 0 or 1: the side whose factor is 0
@@ -385,7 +391,7 @@ def _both_sides(recipe: Recipe):
 @cache
 def element(recipe: Recipe, hard: bool = False):
     """The subroutine of one sample that a kernel calls. ``hard`` says that its target is known to be 0 or 1, where the
-    recipe is :func:`one_sided`: the same numbers, with fewer instructions.
+    recipe :func:`may_be_hard`: the same numbers, with fewer instructions.
 
     It takes (counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters,
     ignored), each of the widened type of its role (anything where the recipe has no such role), and gives ((loss,

@@ -11,7 +11,7 @@ from numba import njit, types
 
 from gpubce.backends.kernel_key import KernelKey, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
-from gpubce.spec.elements import element, one_sided, settlement
+from gpubce.spec.elements import element, may_be_hard, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import INTEGERS, ITEMSIZE, widened
@@ -390,80 +390,62 @@ def _histogram(key: KernelKey):
     return place, add, add_rows
 
 
-def _lanes(key: KernelKey, take, hard: bool):
-    """The inlined function that computes the samples of a row from what is staged: writes the outputs, takes each
-    sample, keeps what goes into the histogram. It says whether all targets are 0 or 1, where that is of use; if it is
-    ``hard``, the rest is right only then."""
-    sample = element(key.recipe, hard)
-    LOOKS = _may_be_hard(key.recipe)
-    _, prediction = _reader(key, "prediction")
-    _, baseline = _reader(key, "baseline")
-    _, target = _reader(key, "target")
-    _, weight = _reader(key, "weight")
-    _, mask = _reader(key, "mask")
-    _, pos_weight = _reader(key, "pos_weight")
-    _, label_weight = _reader(key, "label_weight")
-    _, scale = _reader(key, "scale")
-    write_loss, _ = _writer(key, "loss")
-    write_gradient, _ = _writer(key, "gradient")
-    write_hessian, _ = _writer(key, "hessian")
-    place, _, _ = _histogram(key)
-
-    @inlined
-    def lanes(start, count, addresses, parameters, ignored, scratch):
-        all_hard = True
-        for lane in range(count):
-            y = target(addresses, start, lane, scratch)
-            if LOOKS:
-                all_hard = all_hard & ((y == 0) | (y == 1))
-            outputs, known, placed = sample(
-                True,
-                prediction(addresses, start, lane, scratch),
-                baseline(addresses, start, lane, scratch),
-                y,
-                weight(addresses, start, lane, scratch),
-                mask(addresses, start, lane, scratch),
-                pos_weight(addresses, start, lane, scratch),
-                label_weight(addresses, start, lane, scratch),
-                scale(addresses, start, lane, scratch),
-                parameters,
-                ignored,
-            )
-            write_loss(addresses, start, lane, scratch, outputs[0])
-            write_gradient(addresses, start, lane, scratch, outputs[1])
-            write_hessian(addresses, start, lane, scratch, outputs[2])
-            place(scratch, lane, placed)
-            take(scratch, lane, known)
-        return all_hard
-
-    return lanes
-
-
-def _may_be_hard(recipe: Recipe) -> bool:
-    """Whether it is worth to look if all targets of a row are 0 or 1. Integers always are, or invalid."""
-    return one_sided(recipe) and recipe.target not in INTEGERS
-
-
 def _row(key: KernelKey, take):
-    """The inlined function that works on the elements [start, start + count), at most one row of lanes: brings strided
-    arrays, does what :func:`_lanes` says, and brings strided outputs back.
+    """The inlined function that works on the elements [start, start + count), at most one row of lanes: writes the
+    outputs, takes each sample, and keeps what goes into the histogram.
 
     ``hard`` says that the last row's targets were all 0 or 1. Then this row's are taken for that, and done once more if
     they are not; what it gives is the ``hard`` of the next row.
     """
-    stage_prediction, _ = _reader(key, "prediction")
-    stage_baseline, _ = _reader(key, "baseline")
-    stage_target, _ = _reader(key, "target")
-    stage_weight, _ = _reader(key, "weight")
-    stage_mask, _ = _reader(key, "mask")
-    stage_pos_weight, _ = _reader(key, "pos_weight")
-    stage_label_weight, _ = _reader(key, "label_weight")
-    stage_scale, _ = _reader(key, "scale")
-    _, unstage_loss = _writer(key, "loss")
-    _, unstage_gradient = _writer(key, "gradient")
-    _, unstage_hessian = _writer(key, "hessian")
-    of_all = _lanes(key, take, False)
-    of_hard = _lanes(key, take, True) if _may_be_hard(key.recipe) else _not_hard
+    LOOKS = may_be_hard(key.recipe)
+    stage_prediction, prediction = _reader(key, "prediction")
+    stage_baseline, baseline = _reader(key, "baseline")
+    stage_target, target = _reader(key, "target")
+    stage_weight, weight = _reader(key, "weight")
+    stage_mask, mask = _reader(key, "mask")
+    stage_pos_weight, pos_weight = _reader(key, "pos_weight")
+    stage_label_weight, label_weight = _reader(key, "label_weight")
+    stage_scale, scale = _reader(key, "scale")
+    write_loss, unstage_loss = _writer(key, "loss")
+    write_gradient, unstage_gradient = _writer(key, "gradient")
+    write_hessian, unstage_hessian = _writer(key, "hessian")
+    place, _, _ = _histogram(key)
+
+    def lanes(sample):
+        """The inlined function that does this to each sample. It says whether all targets were 0 or 1, where that is of
+        use."""
+
+        @inlined
+        def each(start, count, addresses, parameters, ignored, scratch):
+            all_hard = True
+            for lane in range(count):
+                y = target(addresses, start, lane, scratch)
+                if LOOKS:
+                    all_hard = all_hard & ((y == 0) | (y == 1))
+                outputs, known, placed = sample(
+                    True,
+                    prediction(addresses, start, lane, scratch),
+                    baseline(addresses, start, lane, scratch),
+                    y,
+                    weight(addresses, start, lane, scratch),
+                    mask(addresses, start, lane, scratch),
+                    pos_weight(addresses, start, lane, scratch),
+                    label_weight(addresses, start, lane, scratch),
+                    scale(addresses, start, lane, scratch),
+                    parameters,
+                    ignored,
+                )
+                write_loss(addresses, start, lane, scratch, outputs[0])
+                write_gradient(addresses, start, lane, scratch, outputs[1])
+                write_hessian(addresses, start, lane, scratch, outputs[2])
+                place(scratch, lane, placed)
+                take(scratch, lane, known)
+            return all_hard
+
+        return each
+
+    of_all = lanes(element(key.recipe))
+    of_hard = lanes(element(key.recipe, hard=True)) if LOOKS else _not_hard
 
     @inlined
     def row(hard, start, count, addresses, geometry, parameters, ignored, scratch):
@@ -490,7 +472,7 @@ def _row(key: KernelKey, take):
 def _repeats(key: KernelKey):
     """The inlined function that says whether a row can be done once more: not where an output takes the place of an
     input."""
-    if not _may_be_hard(key.recipe):
+    if not may_be_hard(key.recipe):
         return _never
     inputs, arrays = len(key.recipe.roles), len(key.arrays)
 

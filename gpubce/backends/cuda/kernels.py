@@ -10,10 +10,10 @@ from numba import cuda, float64, int64, njit, types
 
 from gpubce.backends.kernel_key import QUAD, KernelKey, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
-from gpubce.spec.elements import element, one_sided, settlement
+from gpubce.spec.elements import element, may_be_hard, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
-from gpubce.spec.precision import INTEGERS, widened
+from gpubce.spec.precision import widened
 from gpubce.spec.primitives import (
     WIDE_TYPES,
     add_atomically,
@@ -224,7 +224,7 @@ def _gives_outputs(key: KernelKey):
 
 
 def _samples(key: KernelKey, hard: bool):
-    """The inlined function that does QUAD samples, those with q < ``present``: it adds sum k of sample q to the
+    """The subroutine that does QUAD samples, those with q < ``present``: it adds sum k of sample q to the
     accumulators hi[k QUAD + q] and lo[k QUAD + q], adds to the histograms, that of sample q at ``histogram + q apart``,
     and gives the outputs. ``inputs`` has QUAD numbers for each role."""
     sample, collect = element(key.recipe, hard), collector(key.recipe.sums)
@@ -270,10 +270,9 @@ def _samples(key: KernelKey, hard: bool):
 
 def _of_four(key: KernelKey):
     """What :func:`_samples` does for QUAD samples that are all there, with the shorter formulas where all targets of a
-    thread are 0 or 1. The threads of a warp take the same way where all of theirs are. Integers need not be looked at:
-    they are 0 or 1, or invalid."""
+    thread are 0 or 1. The threads of a warp take the same way where all of theirs are."""
     of_all = _samples(key, False)
-    if key.recipe.target in INTEGERS or not one_sided(key.recipe):
+    if not may_be_hard(key.recipe):
         return of_all
     of_hard = _samples(key, True)
 
