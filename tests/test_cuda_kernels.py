@@ -17,7 +17,7 @@ from benchmarks.machine_code import CAPABILITIES, KERNELS, Examined, MissingTool
 from gpubce.backends.cuda.compile import KINDS
 from gpubce.backends.cuda.kernels import QUAD
 from gpubce.backends.kernel_key import KernelKey
-from gpubce.spec.elements import one_sided
+from gpubce.spec.elements import may_be_hard
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.precision import INTEGERS, ITEMSIZE, PRECISIONS, TARGETS
 from gpubce.spec.quantities import QUANTITIES
@@ -162,7 +162,8 @@ def float64_is_for_sums(seen: Examined) -> Iterator[str]:
             yield f"not only additions: {dict(everywhere)}"
         return
     # With both ends of what is valid, and a target with 0 and 1.
-    compared = {"target": 2 + 2 * one_sided(entry.key.recipe), "weight": 2} if entry.arrays else {}
+    both_kinds = bool(entry.arrays) and may_be_hard(entry.key.recipe)
+    compared = {"target": 2 + 2 * both_kinds, "weight": 2}
     asked = sum(times for role, times in compared.items() if entry.arrays.get(role, ("", ""))[0] == "float64")
     if names["DSETP"] != asked * seen.elements:
         yield f"{names['DSETP']} comparisons of float64 for {seen.elements} elements, not {asked} for each"
@@ -172,7 +173,9 @@ def float64_is_for_sums(seen: Examined) -> Iterator[str]:
         least = most
     if not least <= done <= most or set(names) - {"DADD", "DFMA", "DSETP"}:
         yield f"{dict(names)} for {seen.elements} elements and the sums {entry.key.recipe.sums}, not {most}"
-    beside = everywhere - names - names - names
+    beside = everywhere - names - names
+    if both_kinds:
+        beside -= names
     if set(beside) - {"DADD"}:
         yield f"beside the hot path: {dict(beside)}"
 
