@@ -62,8 +62,8 @@ CASES = {
     "loss, mask": Workload(replace(LOGITS, mask="full")),
 }
 """Predictions are float32 logits and targets float32, all 0 or 1, where a name says nothing else; half of the soft ones
-lie between. Three types have uint8 targets,
-and so have probabilities and labels. A loss is the mean, along the rows where it is of each label."""
+lie between. Three types have uint8 targets, and so have probabilities and labels. A loss is the mean, along the rows
+where it is of each label."""
 
 CURVES = ("loss", "loss and gradient")
 """The cases that are timed at many sizes."""
