@@ -32,6 +32,14 @@ def _interpreted(request):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _loadable():
+    """Of all kernels that tests compile, none may need what a process that loads it does not set up."""
+    yield
+    if kept := sys.modules.get("gpubce.backends.kernel_cache"):
+        assert not [error for error in kept.refused if "memory management" in str(error)]
+
+
 def pytest_collection_modifyitems(config, items):
     def leave_out(marker):
         config.hook.pytest_deselected(items=[item for item in items if marker in item.keywords])

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 
 import numba
 import pytest
+from numba import int64, njit
 
 from gpubce import compile_ahead
+from gpubce.backends.cpu.compile import needs_numba
 from gpubce.backends.kernel_key import SettleKey
 from gpubce.cli import main
 from gpubce.spec.precision import PRECISIONS
@@ -71,6 +73,36 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert after == [kernels, 1]
     again = run(COMPILE.format(NARROW), tmp_path)
     assert "all were on disk already" in again
+
+
+BY_LABEL = """
+import numpy as np
+import gpubce
+rng = np.random.default_rng(0)
+evaluator = gpubce.Evaluator(from_logits=True, metrics="all", per_label=True, max_weight=1.0, bins=256)
+evaluator.update(rng.normal(size=(40, 3)).astype(np.float32), rng.random((40, 3)) < 0.5, weight=rng.random((40, 3)))
+from gpubce.backends.cpu.compile import known
+print(evaluator.report().loss, [sum(kernel.stats.cache_misses.values()) for kernel in known()])
+"""
+
+
+def test_histograms_of_labels_are_loaded(tmp_path):
+    """Their kernel had a range whose step is not known, which can raise an exception: the process that loaded it ended
+    with a segmentation fault."""
+    loss, misses = run(BY_LABEL, tmp_path).split(maxsplit=1)
+    assert "1" in misses
+    again, misses = run(BY_LABEL, tmp_path).split(maxsplit=1)
+    assert again == loss
+    assert "1" not in misses
+
+
+def test_machine_code_that_needs_numba_is_told():
+    @njit
+    def divides(a, b):
+        return a // b
+
+    divides.compile((int64, int64))
+    assert needs_numba(*divides.inspect_asm().values())
 
 
 def test_every_type_is_compiled_for():

@@ -54,6 +54,17 @@ class _LoadedAsItIs(FunctionCache):
     def load_overload(self, sig, target_context):
         return self._load_overload(sig, target_context)
 
+    def save_overload(self, sig, data):
+        """A kernel that does call it would end the process that loads it: one that can raise an exception does."""
+        if needs_numba(data.library.get_asm_str()):
+            raise OSError(f"{self._name} calls Numba's memory management")
+        super().save_overload(sig, data)
+
+
+def needs_numba(assembly: str) -> bool:
+    """Whether machine code calls Numba's memory management."""
+    return "NRT_" in assembly
+
 
 def _compiled(function, kind: str, key: object, signature: tuple):
     """Compiled without the GIL, so that threads run it side by side. Division follows IEEE 754: the check for zero

@@ -383,9 +383,11 @@ def _histogram(key: KernelKey):
 
     @subroutine(types.void)
     def add_rows(histogram, unit, scratch, count, first, wide):
-        for start in range(0, count, wide):
+        start = 0
+        while start < count:  # A range refuses a step of 0, and kernels that can raise need what compile skips.
             for o in range(wide):
                 add_one(histogram + (first + o) * label, unit, scratch, start + o)
+            start += wide
 
     return place, add, add_rows
 
