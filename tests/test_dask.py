@@ -121,7 +121,7 @@ def test_what_cannot_be_evaluated_is_refused():
 def test_a_cluster_gives_the_same_bits(workers):
     distributed = pytest.importorskip("distributed", reason="dask's distributed scheduler is not installed")
     with (
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster),
     ):
         found = str(on_dask(300).state_dict())
@@ -144,7 +144,7 @@ def test_a_worker_that_dies_does_not_show(tmp_path):
     distributed = pytest.importorskip("distributed", reason="dask's distributed scheduler is not installed")
     logits, targets, *_ = arrays()
     with (
-        distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster),
     ):
         lazy = dask.array.from_array(logits, chunks=(300, LABELS))
