@@ -355,7 +355,7 @@ def close(found: Any, true: Any, size: Any, family: Family, kind: str) -> None:
     limits, real = float_limits(kind), np.finfo(family.compute)
     with np.errstate(invalid="ignore"):
         room = tolerances.RELATIVE[family.compute] * size + limits["eps"] * np.abs(true)
-        room = room + limits["smallest"] + tolerances.VANISHING * float(real.tiny)
+        room = room + limits["smallest"] + tolerances.VANISHING * float(real.tiny) + tolerances.BESIDE_ONE
         near = (np.abs(found - true) <= room) | (found == true) | (np.isnan(found) & np.isnan(true))
         beyond = np.isinf(found) & (np.sign(found) == np.sign(true)) & (np.abs(true) + room >= limits["max"])
     assert (near | beyond).all(), (found, true, size)

@@ -36,6 +36,9 @@ VANISHING = 2.0**16
 """In units of the compute type's smallest normal number, below which results may be 0: the factors of a factor that
 vanished, at most 8^3 from options and 4 from a weight, and at most 30 elements added."""
 
+BESIDE_ONE = 1e-43
+"""The oracle takes 1 - 1e-48 for a probability of 1: times the factors that VANISHING names."""
+
 INTERRUPT_SECONDS = 5.0
 """From a signal to the exception of its handler in a call that takes a minute. Kernels of about 0.05 s run in between;
 0.2 s was measured with three times as much work as processors."""
