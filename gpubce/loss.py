@@ -518,7 +518,8 @@ def binary_cross_entropy(
     0.7075187496394219
     """
     loss = _of_function(False, options)
-    return loss(probabilities, targets, weight=weight, mask=mask, out=out, device=device, stream=stream, check=check)
+    arguments = _arguments(probabilities, targets, weight, mask, device, stream, check)
+    return dispatch.value(loss._formula, loss._reduction, arguments, out)
 
 
 def binary_cross_entropy_with_logits(
@@ -545,27 +546,27 @@ def binary_cross_entropy_with_logits(
     [0.         0.         0.69314718]
     """
     loss = _of_function(True, options)
-    return loss(logits, targets, weight=weight, mask=mask, out=out, device=device, stream=stream, check=check)
+    arguments = _arguments(logits, targets, weight, mask, device, stream, check)
+    return dispatch.value(loss._formula, loss._reduction, arguments, out)
 
 
 def _of_function(from_logits: bool, options: dict[str, Any]) -> BinaryCrossEntropy:
     """The object for the options of a function; an unknown one is named."""
     if "from_logits" in options:
         raise OptionError("from_logits is fixed by the function's name: leave it out, or use the other function")
-    options = {"from_logits": from_logits, **options}
-    if all(type(value) in _IMMUTABLE for value in options.values()):
-        return _remembered(**options)
-    return from_options(options)
+    if _IMMUTABLE.issuperset(map(type, options.values())):
+        return _remembered(from_logits, **options)
+    return from_options({"from_logits": from_logits, **options})
 
 
 _IMMUTABLE = frozenset({bool, int, float, str, type(None)})
 
 
 @lru_cache(maxsize=256, typed=True)
-def _remembered(**options: Any) -> BinaryCrossEntropy:
+def _remembered(from_logits: bool, **options: Any) -> BinaryCrossEntropy:
     """The checks of 17 options take as long as the loss of 4,000 elements. Only for numbers and names: an array may
     change, and stay the same key."""
-    return from_options(options)
+    return from_options({"from_logits": from_logits, **options})
 
 
 def from_options(options: dict[str, Any]) -> BinaryCrossEntropy:

@@ -251,6 +251,9 @@ class InterpretedEngine:
         left = by_blocks(pairs[:, 0], pairs[:, 1], by, True)
         reals_at(target, sums, 2, by.blocks(size), outputs)[...] = np.moveaxis(left, (0, -1), (1, 2))
 
+    def repeat(self, *what):
+        return None
+
     def settle(self, settlement: Settlement):
         key, arguments = SettleKey.of(settlement)
         value = formulas()["elements"].settlement(key.storage, key.makes_scale, key.divides_by_sum, key.factor_storage)

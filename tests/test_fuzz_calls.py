@@ -794,6 +794,9 @@ class Idle:
     def clear(self, address, cells):
         ctypes.memset(address, 0, 8 * cells if cells < 2**20 else 0)
 
+    def repeat(self, *what):
+        return None
+
 
 @contextmanager
 def idle() -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +32,10 @@ def first_line(error: Exception) -> str:
     """What an error of another library says, in one line of bounded length."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= LONGEST_LINE else f"{lines[0][: LONGEST_LINE - 3]}..."
+
+
+Glance = tuple[Hashable, int]
+"""How an array looks, and its address. Arrays that look the same have buffers that differ in address and owner only."""
 
 
 class Buffer(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubce.arrays.buffer import CPU, Buffer, first_line
+from gpubce.arrays.buffer import CPU, Buffer, Glance, first_line
 from gpubce.errors import ArrayError
 
 NAME = "NumPy"
@@ -39,6 +39,16 @@ def buffer(array: Any) -> Buffer:
             f"the array's bytes are in the other order ({array.dtype.str}): pass array.astype({array.dtype.name!r})"
         )
     return Buffer(_address(array), _name(array.dtype), array.shape, array.strides, CPU, array, writable)
+
+
+def glance(array: Any) -> Glance | None:
+    """See :func:`gpubce.arrays.registry.glance`."""
+    if type(array) is not np.ndarray:
+        return None
+    try:  # As in _address: a call of it takes 0.1 us, and a small call on arrays 6.
+        return (array.dtype, array.shape, array.strides), ctypes.addressof(_BYTE(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):
+        return (array.dtype, array.shape, array.strides), array.ctypes.data
 
 
 def _address(array: np.ndarray) -> int:

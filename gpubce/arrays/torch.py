@@ -1,5 +1,6 @@
 """PyTorch tensors, on the CPU and on CUDA. Tensors are read as data: results carry no autograd graph."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpubce.arrays.buffer import Buffer, Device, first_line
+from gpubce.arrays.buffer import Buffer, Device, Glance, first_line
 from gpubce.errors import ArrayError
 
 NAME = "PyTorch"
@@ -25,7 +26,34 @@ _STORAGE = {
     torch.float64: "float64",
     **{getattr(torch, name): name for name in ("uint16", "uint32", "uint64") if hasattr(torch, name)},
 }
+_SMALL = 1 << 17
+"""Elements of a tensor that lies in no large page, whoever makes it."""
 _DTYPE = {storage: dtype for dtype, storage in _STORAGE.items()}
+
+
+PLAIN = torch.Tensor, torch.nn.Parameter
+"""The classes of tensors that hold what they show."""
+_CPU = torch.device("cpu")
+
+
+def glance(array: Any) -> Glance | None:
+    """See :func:`gpubce.arrays.registry.glance`."""
+    if type(array) not in PLAIN or not array.is_cpu or array.layout != torch.strided or array.is_neg():
+        return None
+    try:
+        if array.untyped_storage().nbytes() < _needed(array):
+            return None
+        return (array.dtype, array.shape, array.stride()), array.data_ptr()
+    except RuntimeError:  # A tensor inside of torch.func's transforms.
+        return None
+
+
+def _needed(array: "torch.Tensor") -> int:
+    """The bytes that the tensor's memory must have."""
+    if array.is_contiguous():
+        return int(array.nbytes and array.itemsize * array.storage_offset() + array.nbytes)
+    reach = sum([stride * (length - 1) for stride, length in zip(array.stride(), array.shape, strict=True)])
+    return int(array.itemsize * (array.storage_offset() + reach + 1))
 
 
 def buffer(array: "torch.Tensor") -> Buffer:
@@ -51,9 +79,7 @@ def _buffer(array: "torch.Tensor") -> Buffer:
     storage = _STORAGE.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     shape = tuple(tensor.shape)
     memory = tensor.untyped_storage()  # 0.5 us
-    reach = sum(stride * (length - 1) for stride, length in zip(tensor.stride(), shape, strict=True))
-    needed = size * (tensor.storage_offset() + reach + 1) if 0 not in shape else 0
-    if memory.device != tensor.device or memory.nbytes() < needed:
+    if memory.device != tensor.device or memory.nbytes() < _needed(tensor):
         raise ArrayError("a tensor whose memory was freed, or that never had any, was given: pass one with its values")
     return Buffer(tensor.data_ptr(), storage, shape, strides, device, tensor, writable)
 
@@ -68,6 +94,8 @@ def empty(shape: Sequence[int], storage: str, like: Buffer) -> "torch.Tensor":
     if like.device.kind != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=_torch_device(like))
     # NumPy asks Linux for pages of 2 MiB and PyTorch does not: loss and gradient of 2^24 float32 take 16 and not 32 ms.
+    if math.prod(shape) < _SMALL:  # 1 us and not 3.
+        return torch.empty(shape, dtype=dtype, device=_CPU)
     try:
         return torch.from_numpy(np.empty(tuple(shape), f"i{dtype.itemsize}")).view(dtype)
     except ValueError as error:  # No memory can hold it.

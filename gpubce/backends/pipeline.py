@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from gpubce.spec.precision import ITEMSIZE, widened
 
 Allocate = Callable[[int], int]
 """Gives the address of that many float64 cells which live as long as the call."""
+
+Repeat = Callable[[tuple[int, ...], int], float]
+"""Does a job once more, for the addresses of its operands and of the value that settles it; gives its first sum."""
 
 
 class Engine(Protocol):
@@ -44,6 +47,10 @@ class Engine(Protocol):
     def clear(self, address: int, cells: int) -> None:
         """Set float64 cells to 0."""
 
+    def repeat(self, key, elements, geometry, parameters, ignored, settlement) -> Repeat | None:
+        """One block of elements and what settles its sums, to be done again and again; None where that is no quicker
+        than :meth:`whole` and :meth:`settle`."""
+
 
 class _Prepared(NamedTuple):
     """What follows from a pass and the width of its loads, beside what the pass says itself."""
@@ -57,6 +64,11 @@ class _Prepared(NamedTuple):
     """The type of the number that targets are compared with."""
     sizes: tuple[int, ...]
     """How many partials of each sum and output the first kernel leaves, then those that combine them."""
+
+    def numbers(self, job: Job) -> tuple[tuple[int, ...], tuple, Any]:
+        """The kernel's geometry, its parameters, and the number that targets are compared with."""
+        parameters = tuple([self.number(job.parameters.get(name, 0.0)) for name in self.parameters])
+        return job.work.geometry.numbers, parameters, self.ignored(job.ignored)
 
 
 @lru_cache(maxsize=1024)
@@ -100,12 +112,8 @@ def run(job: Job, engine: Engine, allocate: Allocate) -> None:
         if boundaries and all(address % step == 0 for address, step in zip(job.addresses, boundaries, strict=True)):
             vector = QUAD
     does = _prepared(work, vector)
-    parameters = tuple([does.number(job.parameters.get(name, 0.0)) for name in does.parameters])
     partials = _destination(job, does.sizes[0], cells, allocate)
-    given = (
-        job.addresses or (0,), work.geometry.numbers, parameters, does.ignored(job.ignored), partials, does.sizes[0],
-        job.histogram, job.unit,
-    )  # fmt: skip
+    given = (job.addresses or (0,), *does.numbers(job), partials, does.sizes[0], job.histogram, job.unit)
     if work.kept:
         engine.along_axes(does.key, work.reduced, work.outputs, *given)
     else:
@@ -113,6 +121,17 @@ def run(job: Job, engine: Engine, allocate: Allocate) -> None:
     for before, size in pairwise(does.sizes):
         source, partials = partials, _destination(job, size, cells, allocate)
         engine.combine(work.plan, sums, before, work.outputs, source, partials)
+
+
+def repeat(job: Job, settlement: Settlement | None, engine: Engine) -> Repeat | None:
+    """The job and its settlement for arrays that lie elsewhere; None where they are more than one block's work."""
+    work = job.work
+    if work.kept or work.elements == 0 or job.histogram:
+        return None
+    does = _prepared(work, 1)
+    if does.sizes != (1,):
+        return None
+    return engine.repeat(does.key, work.elements, *does.numbers(job), settlement)
 
 
 def _destination(job: Job, size: int, cells: int, allocate: Allocate) -> int:

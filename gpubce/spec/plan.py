@@ -15,7 +15,7 @@ which :func:`add_to_pair` and :func:`merge_pairs` add.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 def two_sum(a, b):
@@ -48,8 +48,7 @@ def first_width(lanes, count):
     return width
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The constants of the plan. Tests shrink them; everything else uses :data:`PLAN`."""
 
     lanes: int = 1024

@@ -1,0 +1,269 @@
+"""Small calls on arrays that look like those of one before go through no session: with the same results and errors."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gpubce import BinaryCrossEntropy, dispatch
+from gpubce.errors import InvalidValueError
+
+SHAPE = (9, 5)
+
+OPTIONS = {
+    "logits": {"from_logits": True},
+    "probabilities": {},
+    "sum": {"from_logits": True, "reduction": "sum", "dtype": "float64"},
+    "each": {"from_logits": True, "reduction": "none", "base": 2.0},
+    "weights": {"from_logits": True, "denominator": "weights"},
+    "positives": {"denominator": "positives", "eps": 1e-3},
+    "rows": {"from_logits": True, "denominator": "rows", "pos_weight": 3.0, "label_smoothing": 0.1},
+    "focal": {"from_logits": True, "gamma": 1.5, "alpha": 0.25, "ignore_index": 0.5},
+}
+
+METHODS = {
+    "value": lambda loss, given: (loss(*given[:2], **given[2]),),
+    "value_and_grad": lambda loss, given: loss.value_and_grad(*given[:2], **given[2], grad_scale=2.5),
+    "grad_and_hess": lambda loss, given: loss.grad_and_hess(*given[:2], **given[2]),
+}
+
+KINDS = ("float32", "bfloat16", "float64", "float16")
+
+
+def drawn(seed: int, kind: str = "float32", targets: str = "float32", shape=SHAPE, beside=()) -> tuple:
+    """Predictions that are logits as well as probabilities, targets, and what else is given."""
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(ml_dtypes.bfloat16) if kind == "bfloat16" else np.dtype(kind)
+    others = {"weight": rng.random(shape), "mask": rng.random(shape[-1:]) < 0.7}
+    return (
+        rng.random(shape).astype(dtype),
+        rng.integers(0, 2, shape).astype(targets),
+        {name: others[name] for name in beside},
+    )
+
+
+def same(found, expected) -> bool:
+    return all(
+        type(a) is type(b) and a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+@pytest.fixture
+def sessions(monkeypatch):
+    """The formulas of the sessions that there were."""
+    formulas, begin = [], dispatch.Session.__init__
+    monkeypatch.setattr(
+        dispatch.Session,
+        "__init__",
+        lambda session, formula, arguments: (formulas.append(formula), begin(session, formula, arguments))[1],
+    )
+    return formulas
+
+
+def times(sessions, loss) -> int:
+    return sum(formula is loss._formula for formula in sessions)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_again_gives_what_a_session_gives(sessions, method, options):
+    """One type of predictions for each, by turns."""
+    loss = BinaryCrossEntropy(**OPTIONS[options])
+    kind = KINDS[(list(OPTIONS).index(options) + list(METHODS).index(method)) % len(KINDS)]
+    beside = ("weight", "mask") if options in ("sum", "each", "rows") else ("weight",)
+    for seed in range(3):
+        given = drawn(seed, kind, "uint8" if options == "logits" else "float32", beside=beside)
+        assert same(METHODS[method](loss, given), METHODS[method](replace(loss), given))
+    two_passes = method == "value_and_grad" and options in ("weights", "positives", "focal")
+    assert times(sessions, loss) == (3 if two_passes else 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({"axis": 0}, {}),
+        ({"label_weight": 2.0}, {}),
+        ({"pos_weight": (1.0, 2.0, 3.0, 4.0, 5.0)}, {}),
+        ({}, {"out": np.empty((), np.float32)}),
+        ({}, {"weight": 2.0}),
+        ({}, {"stream": None, "mask": [True] * 5}),
+    ],
+    ids=str,
+)
+def test_what_takes_more_than_a_glance_is_a_session(sessions, options, arguments):
+    loss = BinaryCrossEntropy(**options)
+    for seed in range(2):
+        predictions, targets, _ = drawn(seed)
+        expected = replace(loss)(predictions, targets, **arguments).copy()
+        assert same([loss(predictions, targets, **arguments)], [expected])
+    assert times(sessions, loss) == 2
+
+
+def test_more_than_a_block_is_a_session(sessions):
+    loss, block = BinaryCrossEntropy(from_logits=True), dispatch.PLAN.block
+    for size, expected in ((block, 1), (block + 1, 3), (0, 5)):
+        for seed in range(2):
+            given = drawn(seed, shape=(size,))
+            assert same([loss(*given[:2])], [replace(loss)(*given[:2])])
+        assert times(sessions, loss) == expected
+
+
+def test_what_looks_different_is_another_call():
+    loss = BinaryCrossEntropy()
+    wide = drawn(0, shape=(18, 10))
+    columns = tuple(np.asfortranarray(array) for array in drawn(1)[:2])
+    variants = [
+        drawn(2)[:2],
+        drawn(2, "float64")[:2],
+        drawn(2, targets="bool")[:2],
+        drawn(2, targets="int8")[:2],
+        (wide[0][::2, ::2], wide[1][::2, ::2]),
+        (wide[0][::-2, ::2], wide[1][::2, ::-2]),
+        columns,
+        (columns[0], np.ascontiguousarray(columns[1])),
+        drawn(2, shape=(45,))[:2],
+        drawn(2, shape=(5, 9))[:2],
+        drawn(2, shape=(9, 5, 1))[:2],
+    ]
+    for _ in range(2):
+        for predictions, targets in variants:
+            assert same(loss.value_and_grad(predictions, targets), replace(loss).value_and_grad(predictions, targets))
+
+
+def test_arrays_that_cannot_be_written_are_read():
+    loss = BinaryCrossEntropy()
+    for seed in range(2):
+        given = drawn(seed)[:2]
+        expected = replace(loss)(*given)
+        for array in given:
+            array.flags.writeable = False
+        assert loss(*given) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wrong", ["target", "probability", "weight"])
+def test_what_is_invalid_is_told_as_by_a_session(method, wrong):
+    loss, call = BinaryCrossEntropy(), METHODS[method]
+    call(loss, drawn(0, beside=("weight",)))
+    given = drawn(1, beside=("weight",))
+    {"target": given[1], "probability": given[0], "weight": given[2]["weight"]}[wrong][3, 1] = -0.25
+    with pytest.raises(InvalidValueError) as again:
+        call(loss, given)
+    with pytest.raises(InvalidValueError) as first:
+        call(replace(loss), given)
+    assert str(again.value) == str(first.value)
+    unchecked = (*given[:2], {**given[2], "check": False})
+    assert same(call(loss, unchecked), call(loss, unchecked))
+
+
+def test_what_is_not_a_number_gives_that():
+    loss = BinaryCrossEntropy(from_logits=True)
+    for place in (None, 0, 4):
+        logits, targets, _ = drawn(0)
+        if place is not None:
+            logits[place, place] = np.nan
+        assert np.isnan(loss(logits, targets)) == (place is not None)
+        assert np.isnan(loss.value_and_grad(logits, targets)[1]).sum() == (place is not None)
+
+
+def test_scales_are_told_apart():
+    loss, (logits, targets, _) = BinaryCrossEntropy(from_logits=True), drawn(0)
+    ways = (1, 1.0, 2.0, -2.0, 0.0, -0.0, np.float32(2.0), np.array(2.0), np.array(3.0, np.float32), np.array([4.0]))
+    for scale in ways * 2:
+        found = loss.value_and_grad(logits, targets, grad_scale=scale)
+        assert same(found, replace(loss).value_and_grad(logits, targets, grad_scale=scale))
+
+
+def test_threads_repeat_at_once():
+    loss = BinaryCrossEntropy(from_logits=True)
+    given = [drawn(seed, shape=(2_000,))[:2] for seed in range(8)]
+    expected = [replace(loss).value_and_grad(*each) for each in given]
+
+    def agrees(place: int) -> bool:
+        return all(same(loss.value_and_grad(*given[place]), expected[place]) for _ in range(200))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(agrees, range(8)))
+
+
+def test_what_is_remembered_is_bounded_and_holds_no_array(monkeypatch):
+    monkeypatch.setattr(dispatch, "REMEMBERED", 3)
+    loss = BinaryCrossEntropy()
+    predictions, targets, _ = drawn(0)
+    loss.value_and_grad(predictions, targets)
+    assert len(loss._formula.repeats) == 1
+    seen = [weakref.ref(predictions), weakref.ref(targets)]
+    del predictions, targets
+    gc.collect()
+    assert [each() for each in seen] == [None, None]
+    for size in range(1, 9):
+        loss(*drawn(0, shape=(size,))[:2])
+        assert 1 <= len(loss._formula.repeats) <= 3
+
+
+# Tensors --------------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_are_repeated_too(sessions):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    loss = BinaryCrossEntropy(from_logits=True)
+    for seed in range(3):
+        logits, targets = (torch.from_numpy(array) for array in drawn(seed)[:2])
+        value, gradient = loss.value_and_grad(logits, targets)
+        expected = replace(loss).value_and_grad(logits.numpy(), targets.numpy())
+        assert value.numpy().tobytes() == expected[0].tobytes()
+        assert gradient.numpy().tobytes() == expected[1].tobytes()
+    assert times(sessions, loss) == 1
+
+
+def test_tensors_that_lost_their_memory_are_refused():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from gpubce.errors import ArrayError
+
+    loss = BinaryCrossEntropy(from_logits=True)
+    logits, targets = (torch.from_numpy(array.copy()) for array in drawn(0)[:2])
+    loss(logits, targets)
+    for size in (0, 4):
+        shrunk = torch.empty(SHAPE)
+        shrunk.untyped_storage().resize_(size)
+        with pytest.raises(ArrayError, match="memory was freed"):
+            loss(shrunk, targets)
+
+
+def test_tracers_and_watchers_see_the_operators():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from gpubce.adapters.torch import binary_cross_entropy_with_logits
+
+    def step(logits, targets):
+        value = binary_cross_entropy_with_logits(logits, targets)
+        (gradient,) = torch.autograd.grad(value, logits)
+        return gradient
+
+    class Watcher(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+            self.seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    logits, targets = (torch.from_numpy(array) for array in drawn(0)[:2])
+    logits.requires_grad_()
+    expected = step(logits, targets)
+    with Watcher() as watcher:
+        assert torch.equal(step(logits, targets), expected)
+    traced = str(make_fx(step, tracing_mode="real")(logits, targets).graph)
+    for name in ("gpubce.loss", "gpubce.gradient"):
+        assert [seen for seen in watcher.seen if seen.startswith(name)]
+        assert name in traced
