@@ -12,6 +12,7 @@ and type of the input for reduction "none", else one float32 (float64 for float6
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 
 from gpubce import checks, dispatch
+from gpubce.arrays.torch import PLAIN, glance
 from gpubce.errors import ArrayError, OptionError
 from gpubce.linear import CHUNK, LAYER, LinearBinaryCrossEntropy
 from gpubce.loss import BinaryCrossEntropy, from_options
@@ -52,6 +54,15 @@ def _parsed(options: str) -> BinaryCrossEntropy:
 
 @torch.compiler.assume_constant_result
 def _written(options: dict[str, Any]) -> str:
+    # JSON takes 4 us. What is equal but of another type, as 1 and True, is not the same option.
+    return _written_before(**options) if _NAMES.issuperset(map(type, options.values())) else json.dumps(options)
+
+
+_NAMES = frozenset({bool, int, float, str, type(None)})
+
+
+@lru_cache(maxsize=256, typed=True)
+def _written_before(**options: Any) -> str:
     return json.dumps(options)
 
 
@@ -91,26 +102,28 @@ def _arguments(
     return dispatch.Arguments(input, target, weight, check=check, pos_weight=pos_weight, signed=True)
 
 
-@torch.library.custom_op("gpubce::loss", mutates_args=())
-def _loss(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: str) -> Tensor:
+def _value_of(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: str) -> Tensor:
     loss = _parsed(options)
     return dispatch.value(loss._formula, loss._reduction, _arguments(input, target, weight, pos_weight), None)
 
 
-@torch.library.custom_op("gpubce::gradient", mutates_args=())
-def _gradient(
+def _gradient_of(
     grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: str
 ) -> Tensor:
     """The gradient with respect to the input, times the gradient of what comes after the loss."""
     return _derivative("gradient", grad, input, target, weight, pos_weight, options)
 
 
-@torch.library.custom_op("gpubce::hessian", mutates_args=())
-def _hessian(
+def _hessian_of(
     grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, options: str
 ) -> Tensor:
     """The second derivative of each element's part of the loss, likewise."""
     return _derivative("hessian", grad, input, target, weight, pos_weight, options)
+
+
+_loss = torch.library.custom_op("gpubce::loss", _value_of, mutates_args=())
+_gradient = torch.library.custom_op("gpubce::gradient", _gradient_of, mutates_args=())
+_hessian = torch.library.custom_op("gpubce::hessian", _hessian_of, mutates_args=())
 
 
 def _derivative(name, grad, input, target, weight, pos_weight, options) -> Tensor:
@@ -230,9 +243,31 @@ def _of_samples(options: str, ndim: int) -> str:
     return _with(options, changed)
 
 
-def _apply(function: Any, operator: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Inside of a backward: torch.compile has no double backward, and fails on a function within a function."""
-    return operator(*inputs) if torch.compiler.is_compiling() else function.apply(*inputs)
+_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {_loss: _value_of, _gradient: _gradient_of, _hessian: _hessian_of}
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
+
+
+def _seen_by_nobody(inputs: Sequence[Any]) -> bool:
+    """Whether these are tensors in host memory, and nothing traces or watches what is done with them."""
+    if torch.compiler.is_compiling() or _modes is None or _modes() or torch.jit.is_tracing():
+        return False
+    return all(tensor is None or (type(tensor) in PLAIN and tensor.is_cpu) for tensor in inputs[:-1])
+
+
+def _run(operator: Any, inputs: Sequence[Any]) -> Tensor:
+    """What the operator does. PyTorch's registry of operators takes 8 us; only tracers and watchers need it."""
+    return _FUNCTIONS[operator](*inputs) if _seen_by_nobody(inputs) else operator(*inputs)
+
+
+def _apply(function: Any, operator: Any, *inputs: Any) -> Tensor:
+    """Inside of a backward: torch.compile has no double backward, and fails on a function within a function. Where
+    nobody asks for a second derivative, there is no need for one."""
+    if torch.compiler.is_compiling():
+        return operator(*inputs)
+    have_memory = all(tensor is None or glance(tensor) for tensor in inputs[:-1])  # Not so under torch.func.vmap.
+    if have_memory and not torch.is_grad_enabled() and _seen_by_nobody(inputs):
+        return _FUNCTIONS[operator](*inputs)
+    return function.apply(*inputs)
 
 
 class _Loss(torch.autograd.Function):
@@ -240,7 +275,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs):
-        return _loss(*inputs)
+        return _run(_loss, inputs)
 
     setup_context = staticmethod(_save)
 
@@ -267,7 +302,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs):
-        return _gradient(*inputs)
+        return _run(_gradient, inputs)
 
     setup_context = staticmethod(_save)
 
@@ -300,7 +335,7 @@ class _Hessian(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs):
-        return _hessian(*inputs)
+        return _run(_hessian, inputs)
 
     setup_context = staticmethod(_save)
 
@@ -311,6 +346,11 @@ class _Hessian(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         raise OptionError("there is no third derivative of the loss")
+
+
+# Function.apply binds arguments to the signature, which takes 8 us to make.
+for _function in (_Loss, _Gradient, _Hessian):
+    setattr(_function.forward, "__signature__", inspect.signature(_function.forward))  # noqa: B010  (It has no type.)
 
 
 # What users call ----------------------------------------------------------------------------------------------------
