@@ -83,14 +83,16 @@ def compiler_fuses_nothing(seen: Examined) -> Iterator[str]:
 
 
 def assembler_fuses_nothing(seen: Examined) -> Iterator[str]:
-    """The same number of each instruction with and without fusing. The code may differ: with --fmad ptxas also turns
+    """The same number of each instruction with and without fusing, but that an addition may be done once more: ptxas
+    does one of the loss of probabilities twice for 8.6 and 8.9. The code may differ: with --fmad ptxas also turns
     a - b < 0 into a < b, which is exact."""
     plain, _ = machine_code.assemble(seen.ptx, seen.capability, fuse=False)
     if plain == seen.cubin:
         return
     with_fusing, without = seen.program.floating_point(), machine_code.disassemble(plain).floating_point()
-    if with_fusing != without:
-        yield f"fused: {dict(with_fusing - without)} in place of {dict(without - with_fusing)}"
+    more, fewer = with_fusing - without, without - with_fusing
+    if fewer or set(more) - {"FADD"}:
+        yield f"fused: {dict(more)} in place of {dict(fewer)}"
 
 
 def registers_suffice(seen: Examined) -> Iterator[str]:
