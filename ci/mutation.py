@@ -55,6 +55,7 @@ TESTS = {
     "gpubce/dispatch.py": [
         *_CALLS,
         "tests/test_simulated_device.py",
+        "tests/test_small_calls.py",
         "tests/test_matrix.py",
         "tests/test_laws.py",
         "tests/test_large.py",
