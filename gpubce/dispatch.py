@@ -736,10 +736,13 @@ def _seen_number(grad_scale: Any) -> Hashable | None:
     """A number, with its type; None where a session has to tell. 0 has a sign, which keys do not show."""
     if type(grad_scale) in (float, int):
         return grad_scale or None
-    seen = glance(grad_scale)
-    if seen is None or seen[0][1] != ():  # type: ignore[index]
+    seen: Any = glance(grad_scale)
+    if seen is None:
         return None
-    return seen[0], float(grad_scale) or None
+    dtype, shape, _ = look = seen[0]
+    floating = getattr(dtype, "is_floating_point", False) or getattr(dtype, "kind", "") == "f"  # PyTorch's, NumPy's.
+    number = float(grad_scale) if floating and shape == () else 0.0
+    return (look, number) if number else None
 
 
 def _again(formula: Formula, seen: tuple[Hashable, tuple[int, ...]] | None) -> tuple[Any, ...] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpubce import BinaryCrossEntropy, dispatch
-from gpubce.errors import InvalidValueError
+from gpubce.errors import GpubceError, InvalidValueError
 
 SHAPE = (9, 5)
 
@@ -175,10 +175,18 @@ def test_what_is_not_a_number_gives_that():
 
 def test_scales_are_told_apart():
     loss, (logits, targets, _) = BinaryCrossEntropy(from_logits=True), drawn(0)
-    ways = (1, 1.0, 2.0, -2.0, 0.0, -0.0, np.float32(2.0), np.array(2.0), np.array(3.0, np.float32), np.array([4.0]))
-    for scale in ways * 2:
+    arrays = (np.array(2.0), np.array(3.0, np.float32), np.array([4.0]), np.array(0.0), np.array(-0.0))
+    for scale in (1, 1.0, 2.0, -2.0, 0.0, -0.0, np.float32(2.0), *arrays) * 2:
         found = loss.value_and_grad(logits, targets, grad_scale=scale)
         assert same(found, replace(loss).value_and_grad(logits, targets, grad_scale=scale))
+
+
+@pytest.mark.parametrize("scale", [1j, "x", None, np.datetime64("2026-01-01"), True, 1], ids=str)
+def test_what_is_no_scale_is_told_as_by_a_session(scale):
+    loss, (logits, targets, _) = BinaryCrossEntropy(from_logits=True), drawn(0)
+    loss.value_and_grad(logits, targets)
+    with pytest.raises(GpubceError, match="grad_scale"):
+        loss.value_and_grad(logits, targets, grad_scale=np.array(scale))
 
 
 def test_threads_repeat_at_once():
