@@ -117,6 +117,10 @@ class Formula:
         """Small calls with these options, by what else they follow from."""
         return {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, and for other processes, which repeat their own calls."""
+        return {name: value for name, value in self.__dict__.items() if name != "repeats"}
+
 
 class Reduction(NamedTuple):
     """The options of a loss that decide what elements are reduced to."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -214,6 +216,16 @@ def test_what_is_remembered_is_bounded_and_holds_no_array(monkeypatch):
     for size in range(1, 9):
         loss(*drawn(0, shape=(size,))[:2])
         assert 1 <= len(loss._formula.repeats) <= 3
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_a_copy_repeats_its_own_calls(copied):
+    loss, given = BinaryCrossEntropy(from_logits=True), drawn(0)[:2]
+    expected = [loss.value_and_grad(*given) for _ in range(2)]
+    other = copied(loss)
+    assert other == loss
+    for _ in range(2):
+        assert same(other.value_and_grad(*given), expected[0])
 
 
 # Tensors --------------------------------------------------------------------------------------------------------------
