@@ -554,12 +554,13 @@ def _of_function(from_logits: bool, options: dict[str, Any]) -> BinaryCrossEntro
     """The object for the options of a function; an unknown one is named."""
     if "from_logits" in options:
         raise OptionError("from_logits is fixed by the function's name: leave it out, or use the other function")
-    if _IMMUTABLE.issuperset(map(type, options.values())):
+    if IMMUTABLE.issuperset(map(type, options.values())):
         return _remembered(from_logits, **options)
     return from_options({"from_logits": from_logits, **options})
 
 
-_IMMUTABLE = frozenset({bool, int, float, str, type(None)})
+IMMUTABLE = frozenset({bool, int, float, str, type(None)})
+"""The types of options by which more can be remembered."""
 
 
 @lru_cache(maxsize=256, typed=True)

@@ -27,7 +27,7 @@ from gpubce import checks, dispatch
 from gpubce.arrays.torch import PLAIN, glance
 from gpubce.errors import ArrayError, OptionError
 from gpubce.linear import CHUNK, LAYER, LinearBinaryCrossEntropy
-from gpubce.loss import BinaryCrossEntropy, from_options
+from gpubce.loss import IMMUTABLE, BinaryCrossEntropy, from_options
 
 __all__ = [
     "BCELoss",
@@ -55,10 +55,7 @@ def _parsed(options: str) -> BinaryCrossEntropy:
 @torch.compiler.assume_constant_result
 def _written(options: dict[str, Any]) -> str:
     # JSON takes 4 us. What is equal but of another type, as 1 and True, is not the same option.
-    return _written_before(**options) if _NAMES.issuperset(map(type, options.values())) else json.dumps(options)
-
-
-_NAMES = frozenset({bool, int, float, str, type(None)})
+    return _written_before(**options) if IMMUTABLE.issuperset(map(type, options.values())) else json.dumps(options)
 
 
 @lru_cache(maxsize=256, typed=True)
