@@ -261,10 +261,10 @@ def _apply(function: Any, operator: Any, *inputs: Any) -> Tensor:
     nobody asks for a second derivative, there is no need for one."""
     if torch.compiler.is_compiling():
         return operator(*inputs)
+    if torch.is_grad_enabled() or not _seen_by_nobody(inputs):
+        return function.apply(*inputs)
     have_memory = all(tensor is None or glance(tensor) for tensor in inputs[:-1])  # Not so under torch.func.vmap.
-    if have_memory and not torch.is_grad_enabled() and _seen_by_nobody(inputs):
-        return _FUNCTIONS[operator](*inputs)
-    return function.apply(*inputs)
+    return _FUNCTIONS[operator](*inputs) if have_memory else function.apply(*inputs)
 
 
 class _Loss(torch.autograd.Function):
