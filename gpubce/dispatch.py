@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpubce import checks
-from gpubce.arrays.buffer import Buffer, as_numpy
+from gpubce.arrays.buffer import Buffer, Device, as_numpy
 from gpubce.arrays.registry import Library, glance, library_of
 from gpubce.backends.devices import Gpu, find_gpus
 from gpubce.backends.interruptions import in_one_piece, loading
@@ -182,12 +182,25 @@ NOTHING_MORE = Collection()
 REMEMBERED = 512
 """Passes, and small calls, for arrays that look alike."""
 
+KEPT_NUMBERS = 1 << 20
+"""In vectors of one number for each label that stay on their device, 4 or 8 MB: a copy to a device in every call may
+wait for it, and a CUDA graph would repeat it from host memory that holds something else by then."""
+
+_vectors: dict[tuple[str, Device, str, tuple[float, ...]], Any] = {}
+"""Those, by what they hold and where. None is ever given up: a stream may still read it."""
+
+
+def _room_for(values: tuple[float, ...]) -> bool:
+    least = 128  # An allocation takes 512 bytes.
+    return sum(max(least, len(key[-1])) for key in tuple(_vectors)) + max(least, len(values)) <= KEPT_NUMBERS
+
 
 class Session:
     """One call."""
 
     def __init__(self, formula: Formula, arguments: Arguments):
         self.formula = formula
+        self.own_stream = stream_handle(arguments.stream)
         self.name = "probabilities" if formula.space == PROBABILITY else "logits"
         self.library: Library = library_of(arguments.predictions, self.name)
         self.given: dict[str, Buffer] = {"prediction": _buffer(self.library, arguments.predictions, self.name)}
@@ -195,6 +208,7 @@ class Session:
         self.storage = checks.prediction_type(self.name, self.predictions.storage)
         self.shape = self.predictions.shape
         self.on_host = self.predictions.device.kind == "cpu"
+        self.memory, self.place = self.library, self.predictions
         self._add("target", "targets", arguments.targets)
         checks.target_type(self.given["target"])
         checks.same_shape(self.name, self.shape, "targets", self.given["target"].shape)
@@ -233,13 +247,11 @@ class Session:
         self._require_device()
         if arguments.stream is not None and self.on_host and not self.moved:
             raise OptionError("stream= is given, but this call runs on the CPU, which has no streams")
-        self.memory, self.inputs, self.place = self.library, dict(self.given), self.predictions
+        self.inputs = dict(self.given)
         self._kept_alive: list[Any] = []
         if self.moved:
             self._move_inputs()
-        given = _stream_handle(arguments.stream)
-        self.has_own_stream = given is not None
-        self.stream = self.memory.stream(self.place) if given is None else given
+        self.stream = self.memory.stream(self.place) if self.own_stream is None else self.own_stream
         self.judged_first = False
         """Whether probabilities are about to be overwritten, and so must be checked before the pass."""
         self.histogram: Any = None
@@ -248,6 +260,10 @@ class Session:
         self._copies_back: list[tuple[Buffer, Buffer]] = []
         self._jobs: list[Job] = []
         self._settlements: list[Settlement] = []
+
+    def in_order(self) -> AbstractContextManager[Any]:
+        """New arrays and copies belong to the stream that the call was given."""
+        return nullcontext() if self.own_stream is None else self.memory.on_stream(self.place, self.own_stream)
 
     def _require_device(self) -> None:
         """Device arrays need a GPU that can be used: nothing may touch them without."""
@@ -259,7 +275,8 @@ class Session:
             self._require_device()
             storage = "bool" if isinstance(array, bool) else ACCUMULATOR
             number = array if isinstance(array, bool) else checks.real(argument, array)
-            one = self.library.buffer(self.library.from_numbers([number], storage, self.predictions))
+            with self.in_order():
+                one = self.library.buffer(self.library.from_numbers([number], storage, self.predictions))
             self.given[role] = one._replace(shape=(), strides=())
             return
         library = library_of(array, argument)
@@ -272,7 +289,8 @@ class Session:
         from gpubce.arrays import numba as device_memory
 
         self.memory = device_memory  # type: ignore[assignment]
-        self.inputs = {role: self.bring(buffer) for role, buffer in self.given.items()}
+        with self.in_order():
+            self.inputs = {role: self.bring(buffer) for role, buffer in self.given.items()}
         self.place = self.inputs["prediction"]
 
     def bring(self, buffer: Buffer) -> Buffer:
@@ -295,8 +313,14 @@ class Session:
     def _allocate(self, cells: int) -> int:
         return self._new((cells,), ACCUMULATOR)[1].address
 
-    def _vector(self, values: Sequence[float], storage: str) -> Buffer:
-        array = self.memory.from_numbers(values, storage, self.place)
+    def _vector(self, values: tuple[float, ...], storage: str) -> Buffer:
+        key = self.memory.NAME, self.place.device, storage, values
+        array = _vectors.get(key)
+        if array is None:
+            array = self.memory.from_numbers(values, storage, self.place)
+            if self.place.device.kind != "cpu" and _room_for(values):
+                self.memory.to_host(array)  # Waits: other streams may read it next.
+                _vectors[key] = array
         self._kept_alive.append(array)
         return self.memory.buffer(array)
 
@@ -335,8 +359,9 @@ class Session:
         if self._copies_back:
             from gpubce.arrays import numba as device_memory
 
-            for there, host in self._copies_back:
-                device_memory.from_device(there, host)
+            with self.in_order():
+                for there, host in self._copies_back:
+                    device_memory.from_device(there, host)
 
     # Work -----------------------------------------------------------------------------------------------------------
 
@@ -348,8 +373,7 @@ class Session:
     def _on_gpu(self) -> Iterator[Engine]:
         from gpubce.backends.cuda.launch import CudaEngine, current_device
 
-        own_stream = self.memory.on_stream(self.place, self.stream) if self.has_own_stream else nullcontext()
-        with current_device(self.place.device.index), own_stream:
+        with current_device(self.place.device.index), self.in_order():
             yield CudaEngine(self.stream, self.place.device.index)
 
     def run(
@@ -654,9 +678,11 @@ def axis_count(predictions: Any) -> int:
 def _buffer(library: Library, array: Any, argument: str) -> Buffer:
     """Where an array is; what is wrong with it is said with its name."""
     try:
-        return library.buffer(array)
+        buffer = library.buffer(array)
     except ArrayError as error:
         raise ArrayError(f"{argument}: {error}") from None
+    checks.aligned(argument, buffer)
+    return buffer
 
 
 def _readable(buffer: Buffer) -> np.ndarray:
@@ -686,7 +712,7 @@ def _require_gpu(what: str) -> None:
         raise DeviceError(f"{what}, but no GPU can be used: {reason}")
 
 
-def _stream_handle(stream: Any) -> int | None:
+def stream_handle(stream: Any) -> int | None:
     """The CUDA handle of a stream of CuPy, PyTorch or Numba, or the number itself."""
     if stream is None or isinstance(stream, int):
         return stream
@@ -695,6 +721,23 @@ def _stream_handle(stream: Any) -> int | None:
             handle = getattr(stream, attribute)
             return int(getattr(handle, "value", handle) or 0)
     raise OptionError(f"stream={stream!r} is not a CUDA stream of CuPy, PyTorch or Numba, nor a handle")
+
+
+def on_stream(array: Any, handle: int | None) -> AbstractContextManager[Any]:
+    """What the library of a device array does, its new arrays and copies too, is ordered by that stream; by the
+    library's current one for None."""
+    library = library_of(array, "predictions")
+    buffer = _buffer(library, array, "predictions")
+    if handle is None or buffer.device.kind == "cpu":
+        return nullcontext()
+    _require_gpu(f"predictions are on {buffer.device}")
+    return library.on_stream(buffer, handle)
+
+
+def wait_for(array: Any, handle: int | None) -> None:
+    """Wait for that stream, or for the library's current one, to have written a device array."""
+    with on_stream(array, handle):
+        library_of(array, "predictions").to_host(array)
 
 
 # Small calls that look like one before --------------------------------------------------------------------------------
@@ -853,8 +896,9 @@ def state(
     session.bring_back()
     histogram = session.histogram
     if session.moved:
-        values = session.memory.to_host(values)
-        histogram = None if histogram is None else session.memory.to_host(histogram)
+        with session.in_order():
+            values = session.memory.to_host(values)
+            histogram = None if histogram is None else session.memory.to_host(histogram)
     elements = math.prod(session.shape[axis] for axis in reduced)
     return LossState(names, values, elements, session.rows(reduced), histogram)
 

@@ -103,6 +103,8 @@ class Evaluator:
         self.max_weight = checks.largest_weight(max_weight)
         self.window = checks.window_length(window)
         self._updates: deque[_Update] = deque(maxlen=self.window)
+        self._stream: int | None = None
+        """The handle of the stream on which device arrays hold the updates; None for their library's current one."""
 
     def __repr__(self) -> str:
         own = ("metrics", "per_label", "threshold", "bins", "max_weight", "window")
@@ -139,6 +141,9 @@ class Evaluator:
         too. They are read on the host, so device arrays are waited for, and their rows are copied in the groups' order.
 
         ``baseline`` are other predictions of the same targets, for the metric "difference".
+
+        The updates of device arrays are added up on their stream. Where ``stream`` is another one than before, the one
+        before is waited for.
         """
         loss = self.loss
         if self.per_label:
@@ -159,11 +164,24 @@ class Evaluator:
         arrays = {
             "predictions": predictions, "targets": targets, "weight": weight, "mask": mask, "baseline": baseline
         }  # fmt: skip
-        batch = _Update(loss.state(**arrays, **how), {})
-        if groups is not None:
-            for number, rows in dispatch.grouped(groups, arrays):
-                batch.groups[number] = loss.state(**rows, **how)
-        self._add(batch)
+        handle = dispatch.stream_handle(stream)
+        if handle != self._stream:
+            self._wait()
+        with dispatch.on_stream(predictions, handle):
+            batch = _Update(loss.state(**arrays, **how), {})
+            if groups is not None:
+                for number, rows in dispatch.grouped(groups, arrays):
+                    batch.groups[number] = loss.state(**rows, **how)
+            if handle is not None and hasattr(batch.state.values, "copy_to_host"):
+                dispatch.wait_for(batch.state.values, handle)  # Numba's are added up on the host.
+            self._add(batch)
+        self._stream = handle
+
+    def _wait(self) -> None:
+        """Wait for the stream of the updates, so that any other may read them."""
+        if self._updates:
+            dispatch.wait_for(self._updates[-1].state.values, self._stream)
+        self._stream = None
 
     def _add(self, update: _Update) -> None:
         # In one step, between whose halves no interrupt can lose what was seen.
@@ -180,6 +198,9 @@ class Evaluator:
                 raise StateError(f"an Evaluator can only be merged with an Evaluator, not with {type(other).__name__}")
             if repr(self) != repr(other):
                 raise StateError(f"evaluators with different options cannot be merged: {self!r} and {other!r}")
+            for evaluator in (self, other):
+                if evaluator._stream is not None:
+                    evaluator._wait()
             for update in tuple(other._updates):
                 self._add(update)
         return self
@@ -211,12 +232,13 @@ class Evaluator:
     def _empty(self) -> Evaluator:
         """Another one with the same options."""
         other = copy.copy(self)
-        other._updates = deque(maxlen=self.window)
+        other._updates, other._stream = deque(maxlen=self.window), None
         return other
 
     def _on_host(self) -> Evaluator:
         """The same with its states in NumPy, which any process can unpickle."""
         other = self._empty()
+        self._wait()
         for update in self._updates:
             other._updates.append(update.to_host())
         return other
@@ -224,6 +246,7 @@ class Evaluator:
     def reset(self) -> None:
         """Forget everything."""
         self._updates.clear()
+        self._stream = None
 
     def report(self) -> Report:
         """The figures of everything seen so far. Waits for the device."""
@@ -237,6 +260,7 @@ class Evaluator:
             names, shape, bins = self._names, (0,) * self.per_label, self._histogram_bins
             histogram = np.zeros((*shape, bins + SPECIAL, 2), np.int64) if bins else None
             return _Update(LossState(names, np.zeros((len(names), 2, *shape)), 0, 0.0, histogram), {})
+        self._wait()
         whole, *rest = self._updates
         for update in rest:
             whole = whole.merge(update)
@@ -257,6 +281,7 @@ class Evaluator:
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far as a dictionary that JSON can hold, for :meth:`load_state_dict`. Waits for the
         device."""
+        self._wait()
         return {
             "version": VERSION,
             "options": repr(self),
@@ -291,7 +316,7 @@ class Evaluator:
             raise StateError("the saved state is damaged: save it again with state_dict()")
         if self.window is None and len(loaded) > 1:
             raise StateError("the saved state is damaged: save it again with state_dict()")
-        self._updates = deque(loaded, maxlen=self.window)
+        self._updates, self._stream = deque(loaded, maxlen=self.window), None
 
 
 class _Update:

@@ -56,14 +56,46 @@ for denominator in ("elements", "weights"):
 total = gpubce.BinaryCrossEntropy(from_logits=True, reduction="sum")
 assert total(*there_few[:2], weight=2.5, mask=True).copy_to_host() == total(*few[:2], weight=2.5)
 assert mean.finish(mean.state(*there_few[:2])).copy_to_host() == mean.finish(mean.state(*few[:2]))
+assert mean(np.float32(0.5), np.True_, device="cuda") == mean(np.float32(0.5), np.True_)
+
+# Vectors of labels go there once.
+sent, send = [], device_memory.from_numbers
+device_memory.from_numbers = lambda values, *rest: (sent.append(values), send(values, *rest))[1]
+for factors in ((1, 2, 3, 4, 8), (1, 2, 3, 4, 6)) * 2:
+    each = gpubce.BinaryCrossEntropy(from_logits=True, label_weight=factors)
+    assert each(*there_few[:2]).copy_to_host() == each(*few[:2])
+assert sent == [(1, 2, 3, 4, 8), (1, 2, 3, 4, 6)], sent
+dispatch.KEPT_NUMBERS = 0
+for factors in ((1, 2, 3, 4, 6), (1, 2, 3, 4, 7), (1, 2, 3, 4, 7)):
+    gpubce.BinaryCrossEntropy(from_logits=True, label_weight=factors)(*there_few[:2])
+assert sent[2:] == 2 * [(1, 2, 3, 4, 7)], "where there is no room, anew each time"
 
 # A stream of one's own is that of new arrays too; else they are made on the library's.
-entered = []
-device_memory.on_stream = lambda like, handle: contextlib.nullcontext(entered.append(handle))
+# Copies are ordered by it.
+assert device_memory.stream(None) == 0
+copied = []
+device_memory._copies = lambda: copied.append(device_memory.stream(None)) or 0
 mean(*there_few[:2])
-assert entered == []
-mean(*there_few[:2], stream=0)
-assert entered == [0]
+assert copied == []
+mean(*there_few[:2], stream=7)
+assert device_memory.stream(None) == 0 and copied == []
+mean(*there_few[:2], stream=7, weight=2.0)
+assert copied == [7], "the number"
+copied.clear()
+mean.value_and_grad(*few[:2], device="cuda", stream=7, check=False)
+assert copied == 4 * [7], "two there, two back"
+copied.clear()
+assert mean.state(*few[:2], device="cuda", stream=7) + mean.state(*few[:2]) and set(copied) == {7}
+
+# An evaluator adds up on the stream of its updates, and waits for it where another one follows.
+evaluator = gpubce.Evaluator(from_logits=True, window=9)
+copied.clear()
+for stream, looks in ((7, 1), (7, 1), (8, 2), (None, 1)):
+    evaluator.update(*there_few[:2], stream=stream)
+    assert len(copied) == looks, (stream, copied)
+    assert set(copied) <= {stream, 7 if stream == 8 else 8}
+    copied.clear()
+assert evaluator.report().count == 40 and copied == [0]
 
 bad = cuda.to_device(np.where(targets, 7, 0).astype(np.int8))
 assert np.isnan(loss(there[0], bad).copy_to_host())

@@ -28,7 +28,9 @@ def empty(shape: Sequence[int], storage: str, like: Buffer) -> "cupy.ndarray":
 def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> "cupy.ndarray":
     """A new vector with these values on the device of ``like``."""
     with cupy.cuda.Device(like.device.index):
-        return cupy.asarray(np.array(values, storage))
+        if len(values) == 1:
+            return cupy.full(1, values[0], storage)
+        return cupy.asarray(np.array(values, storage))  # By page-locked memory: it does not wait.
 
 
 def stream(like: Buffer) -> int:

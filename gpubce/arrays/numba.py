@@ -1,7 +1,8 @@
 """Numba device arrays, and the device memory of calls that bring host arrays to a GPU."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ NAME = "Numba"
 
 simulated = getattr(cuda.config, "ENABLE_CUDASIM", False)
 """Whether device memory is host memory."""
+
+_chosen = threading.local()
 
 
 def buffer(array: Any) -> Buffer:
@@ -31,27 +34,52 @@ def empty(shape: Sequence[int], storage: str, like: Buffer) -> Any:
 
 def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> Any:
     """A new vector with these values on the current device."""
-    return cuda.to_device(np.array(values, storage))
+    return _sent(np.array(values, storage))
 
 
 def stream(like: Buffer) -> int:
     """Numba launches on the default stream unless told otherwise."""
-    return 0
+    return getattr(_chosen, "handle", 0)
 
 
-def on_stream(like: Buffer, handle: int) -> AbstractContextManager[Any]:
-    """Numba's memory belongs to no stream: freeing it waits."""
-    return nullcontext()
+@contextmanager
+def on_stream(like: Buffer, handle: int) -> Iterator[None]:
+    """Copies are ordered by that stream. Numba's memory belongs to none: freeing it waits."""
+    before = getattr(_chosen, "handle", 0)
+    _chosen.handle = handle
+    try:
+        yield
+    finally:
+        _chosen.handle = before
+
+
+def _copies() -> Any:
+    """The stream of copies, as Numba takes it. One on the default stream would not wait for the kernels of a stream
+    that does not block it."""
+    handle = getattr(_chosen, "handle", 0)
+    return cuda.external_stream(handle) if handle and not simulated else 0
+
+
+def _sent(array: np.ndarray) -> Any:
+    return cuda.to_device(array, stream=_copies())
+
+
+def _fetched(array: Any, into: np.ndarray | None = None) -> np.ndarray:
+    order = _copies()
+    found = array.copy_to_host(into, stream=order)
+    if order:
+        order.synchronize()
+    return found
 
 
 def to_host(array: Any) -> np.ndarray:
     """A copy in NumPy; waits for the device."""
-    return array.copy_to_host()
+    return _fetched(array)
 
 
 def take(array: Any, rows: np.ndarray) -> Any:
     """Some rows, copied. Numba has no such operation, so they go through the host."""
-    return cuda.to_device(array.copy_to_host()[rows])
+    return _sent(_fetched(array)[rows])
 
 
 def result(array: Any, like: Buffer) -> Any:
@@ -61,10 +89,14 @@ def result(array: Any, like: Buffer) -> Any:
 
 def to_device(host: Buffer) -> Buffer:
     """A copy of a host buffer in C order on the current device."""
-    there = buffer(cuda.to_device(np.ascontiguousarray(as_numpy(host))))
+    there = buffer(_sent(np.asarray(as_numpy(host), order="C")))
     return Buffer(there.address, host.storage, there.shape, there.strides, there.device, there.owner)
 
 
 def from_device(there: Buffer, host: Buffer) -> None:
     """Copy a device buffer back into a host buffer of the same shape; waits for the device."""
-    as_numpy(host)[...] = there.owner.copy_to_host()
+    place = as_numpy(host)
+    if place.flags.c_contiguous:
+        _fetched(there.owner, place)
+    else:
+        place[...] = _fetched(there.owner)

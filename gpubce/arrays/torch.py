@@ -104,7 +104,13 @@ def empty(shape: Sequence[int], storage: str, like: Buffer) -> "torch.Tensor":
 
 def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> "torch.Tensor":
     """A new vector with these values on the device of ``like``."""
-    return torch.tensor(list(values), dtype=_DTYPE[storage], device=_torch_device(like))
+    device, dtype = _torch_device(like), _DTYPE[storage]
+    if device.type == "cpu":
+        return torch.tensor(list(values), dtype=dtype)
+    if len(values) == 1:
+        return torch.full((1,), values[0], dtype=dtype, device=device)
+    # A copy from memory that is not page-locked waits for the device.
+    return torch.tensor(list(values), dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
 def stream(like: Buffer) -> int:
@@ -118,7 +124,9 @@ def on_stream(like: Buffer, handle: int) -> AbstractContextManager[Any]:
     """New tensors belong to that stream: PyTorch gives freed memory to later work of the same stream only."""
     if like.device.kind == "cpu":
         return nullcontext()
-    return torch.cuda.stream(torch.cuda.ExternalStream(handle, torch.device("cuda", like.device.index)))
+    device = torch.device("cuda", like.device.index)
+    # ExternalStream(0) would be a new stream of PyTorch's pool.
+    return torch.cuda.stream(torch.cuda.ExternalStream(handle, device) if handle else torch.cuda.default_stream(device))
 
 
 def to_host(array: "torch.Tensor") -> np.ndarray:
