@@ -162,7 +162,11 @@ def read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """
     end = object()
     with ThreadPoolExecutor(1, "gpubce-reader") as reader:
-        following = reader.submit(next, items, end)
-        while (item := following.result()) is not end:
+        try:
             following = reader.submit(next, items, end)
-            yield item  # type: ignore[misc]
+            while (item := following.result()) is not end:
+                following = reader.submit(next, items, end)
+                yield item  # type: ignore[misc]
+        finally:
+            # By the thread that made them: a GPU is current in one thread.
+            reader.submit(getattr(items, "close", int))

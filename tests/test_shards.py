@@ -251,6 +251,22 @@ def test_reading_ahead_gives_the_same_and_leaves_no_thread():
     assert readers() == []
 
 
+def test_the_thread_that_reads_ends_what_it_reads():
+    """It may hold what belongs to a thread, as a GPU that was made the current one."""
+    ended = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(9)
+        finally:
+            ended.append(threading.current_thread().name)
+
+    ahead = read_ahead(items())
+    assert next(ahead) == 0
+    ahead.close()
+    assert [name.rpartition("_")[0] for name in ended] == ["gpubce-reader"]
+
+
 @pytest.mark.parametrize("error", [FormatError("damaged"), KeyboardInterrupt(), MemoryError()])
 def test_errors_of_the_reader_arrive_in_their_place(error):
     def failing() -> Iterator[int]:
