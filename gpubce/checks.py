@@ -342,6 +342,17 @@ def one_piece(name: str, buffer: Buffer) -> None:
         raise ArrayError(f"{name} has gaps between its elements: pass a C-contiguous array for a reduced result")
 
 
+def aligned(name: str, buffer: Buffer) -> None:
+    """A GPU reads numbers at multiples of their size. Anywhere else it ends the context, for good."""
+    if buffer.device.kind != "cpu" and buffer.size and buffer.storage in ITEMSIZE:
+        size = ITEMSIZE[buffer.storage]
+        if any(place % size for place in (buffer.address, *buffer.strides)):
+            raise ArrayError(
+                f"{name} has {buffer.storage} elements at addresses that are no multiples of {size}, which no GPU can "
+                "read: pass a copy"
+            )
+
+
 def separate(name: str, buffer: Buffer, other: str, other_buffer: Buffer, may_be_same: bool = False) -> None:
     """What is written is not what is read, except element for element where that is safe."""
     if buffer.overlaps(other_buffer) and not (may_be_same and buffer.same_elements(other_buffer)):

@@ -109,7 +109,7 @@ class LinearBinaryCrossEntropy:
         targets : array of shape (rows, labels), a sparse matrix, or a pair of index arrays
             Dense targets as for :class:`gpubce.BinaryCrossEntropy`; a sparse matrix of SciPy, CuPy or PyTorch, whose
             other targets are 0; or (row numbers, label numbers) of the targets that are 1. Indices of device arrays
-            are read on the host once, which waits for the device.
+            are read on the host once, which waits for the device, as does each chunk of fewer rows than all.
         row_weight : array of shape (rows,), optional
             Multiplies the losses of a row.
         check : {"auto", True, False}

@@ -6,6 +6,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import gpubce
 from gpubce import BinaryCrossEntropy, dispatch
 from gpubce.arrays import dlpack
+from gpubce.arrays.buffer import Buffer, Device
 from gpubce.backends.devices import Gpu
 from gpubce.errors import ArrayError, DeviceError, OptionError
 from tests.cases import bits
@@ -420,12 +422,38 @@ def test_streams_are_known_by_their_handles(a_gpu, monkeypatch):
     monkeypatch.setattr(dlpack, "stream", lambda like: 99)
     on_gpu = partial(dispatch.Arguments, OnCuda(), OnCuda())
     call = dispatch.Session(mean._formula, on_gpu())
-    assert (call.stream, call.has_own_stream) == (99, False), "the current one of the library"
+    assert (call.stream, call.own_stream) == (99, None), "the current one of the library"
     for name, (stream, handle) in STREAMS.items():
         call = dispatch.Session(mean._formula, on_gpu(stream=stream))
-        assert (call.stream, call.has_own_stream) == (handle, True), name
+        assert (call.stream, call.own_stream) == (handle, handle), name
     with pytest.raises(OptionError, match="stream=.* is not a CUDA stream"):
         dispatch.Session(mean._formula, on_gpu(stream=Stream(number=7)))
+
+
+@pytest.mark.parametrize("wrong", [{"data": (4098, False)}, {"strides": (6,)}], ids=str)
+def test_what_no_gpu_can_read_is_refused(a_gpu, wrong):
+    """A misaligned address would end the context of the whole process."""
+    array = type("Misaligned", (), {"__cuda_array_interface__": OnCuda.__cuda_array_interface__ | wrong})()
+    for arrays in ((array, OnCuda()), (OnCuda(), array)):
+        with pytest.raises(ArrayError, match=r"no multiples of 4, which no GPU can read: pass a copy"):
+            mean(*arrays)
+
+
+def test_exporters_on_a_gpu_are_asked_by_dlpack(monkeypatch):
+    """Which orders streams: the CUDA array interface of JAX's arrays names none. But it says what is read-only."""
+    lent = Buffer(8192, "float32", (3,), (4,), Device("cuda", 1), "CuPy's array")
+    cupy = SimpleNamespace(cupy=SimpleNamespace(from_dlpack=lambda array: array), buffer=lambda array: lent)
+    described = {"shape": (3,), "typestr": "<f4", "data": (4096, True), "version": 2}
+    on_gpu = {"__dlpack_device__": lambda self: (2, 1), "__dlpack__": None}
+    bare, both = type("Bare", (), on_gpu)(), type("Both", (), on_gpu | {"__cuda_array_interface__": described})()
+    monkeypatch.setattr(dlpack, "_cupy", lambda: cupy)
+    assert dlpack.buffer(bare) == lent._replace(owner=bare)
+    assert dlpack.buffer(both) == lent._replace(owner=both, writable=False)
+    cupy.buffer = pytest.fail  # CuPy does not know every type.
+    cupy.cupy.from_dlpack = lambda array: {}[array]
+    assert dlpack.buffer(both).address == 4096
+    with pytest.raises(ArrayError, match="the Bare cannot be read through DLPack"):
+        dlpack.buffer(bare)
 
 
 def test_devices_are_printed_one_a_line():

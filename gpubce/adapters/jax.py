@@ -7,8 +7,8 @@ reduction "none", else float32 (float64 for float64).
 Where the values are known, outside of ``jit``, arrays are read where they are, on the CPU or a GPU, and the results are
 handed over by DLPack. Inside of ``jit`` the loss is a ``jax.pure_callback``: on the CPU it reads XLA's memory without a
 copy, and XLA copies the result; on a GPU everything goes to the host and back, which is slow. bfloat16 takes the
-callback everywhere. An invalid element raises InvalidValueError where arrays are read where they are, and makes the
-loss NaN in a callback.
+callback everywhere. An invalid element raises InvalidValueError where arrays are read where they are on the CPU, and
+makes the loss NaN on a GPU and in a callback.
 
 What does not work: gradients with respect to labels and weights (an error says so), forward mode (``jvp``, ``jacfwd``),
 third derivatives, and arrays that are sharded over devices.

@@ -1,7 +1,7 @@
 """Arrays of any other library: through the CUDA array interface on a GPU, through DLPack on a CPU."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -21,16 +21,32 @@ def buffer(array: Any) -> Buffer:
         return host.buffer(array)
     kind, index = _exporter(array)
     on_cpu = kind in (None, 1, 3)
-    if hasattr(array, "__cuda_array_interface__") and (kind is None or not on_cpu):
+    if kind is None and hasattr(array, "__cuda_array_interface__"):
         return from_cuda_array_interface(array, Device("cuda", index))
     if not on_cpu:
-        return _cupy().buffer(_cupy().cupy.from_dlpack(array))
+        return _on_gpu(array, Device("cuda", index))
     try:
         seen = np.from_dlpack(array)
     except Exception as error:  # The exporter may raise anything.
         raise _unreadable(array, error) from None
     found = host.buffer(seen)
     return Buffer(found.address, found.storage, found.shape, found.strides, found.device, array, found.writable)
+
+
+def _on_gpu(array: Any, device: Device) -> Buffer:
+    """By DLPack, which orders CuPy's stream behind the one on which the array is made: the interface of JAX's arrays
+    does not name theirs. But it says what may be written, and knows types that CuPy may not."""
+    described = None
+    if hasattr(array, "__cuda_array_interface__"):
+        with suppress(ArrayError):
+            described = from_cuda_array_interface(array, device)
+    try:
+        found = _cupy().buffer(_cupy().cupy.from_dlpack(array))
+    except Exception as error:  # The exporter may raise anything.
+        if described is None:
+            raise error if isinstance(error, ArrayError) else _unreadable(array, error) from None
+        return described
+    return found._replace(owner=array, writable=described is None or described.writable)
 
 
 def _exporter(array: Any) -> tuple[int | None, int]:
