@@ -226,10 +226,12 @@ def save(document: dict[str, Any], path: Path) -> None:
     if rows := document.get("rows"):
         lines = ",\n  ".join(json.dumps(row) for row in rows)
         text = f'{text.removesuffix("}").rstrip()},\n "rows": [\n  {lines}\n ]\n}}'
-    path.write_text(text + "\n")
-    print(f"wrote {path}", file=sys.stderr)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)
 
 
 def write(results: dict[str, Any], path: Path) -> None:
     """Describe the results and save them."""
     save(described(results), path)
+    print(f"wrote {path}", file=sys.stderr)

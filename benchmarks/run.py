@@ -54,6 +54,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"of {'; '.join(CASES)}")
     parser.add_argument("--providers", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--sizes", nargs="+", type=size, metavar="N", help="elements, as 4096 or 2^12, for every case")
+    parser.add_argument("--only", choices=["table", "curves"], help="one half; the report takes both files")
     parser.add_argument("--rounds", type=int, help="turns in which everybody is timed")
     parser.add_argument("--minutes", type=float, help="begin nothing new after so many")
     parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="write the results as JSON into it")
@@ -70,7 +71,8 @@ def work(arguments: argparse.Namespace) -> tuple[int, list[tuple[str, int]]]:
     table = QUICK_TABLE if arguments.quick else TABLE[arguments.device]
     sizes = curve_sizes(table)[1::2] if arguments.quick else curve_sizes(LARGEST[arguments.device])
     curves = [(name, elements) for name in cases if name in CURVES for elements in sizes if elements != table]
-    return table, [(name, table) for name in cases] + curves
+    rows = [(name, table) for name in cases]
+    return table, {"table": rows, "curves": curves, None: rows + curves}[arguments.only]
 
 
 def measured(arguments: argparse.Namespace, todo: Sequence[tuple[str, int]], cache: int) -> Iterator[Row]:
@@ -106,12 +108,19 @@ def main(words: Sequence[str] | None = None) -> int:
     given = origin(arguments.device)
     table, todo = work(arguments)
     document = measure.described({**given, "tests": arguments.tests, "table_size": table})
-    document["rows"] = list(measured(arguments, todo, given["cache"]))
+    document["rows"] = []
+    where = None
+    if arguments.output:
+        name = given["gpu"]["name"] if given["gpu"] else "cpu"
+        where = arguments.output / f"{measure.file_name(name)}{'-curves' * (arguments.only == 'curves')}.json"
+    for row in measured(arguments, todo, given["cache"]):
+        document["rows"].append(row)
+        if where:  # A run that is stopped leaves what it has found.
+            measure.save(document, where)
+    if where:
+        print(f"wrote {where}", file=sys.stderr)
     print(report.text(document))
     if reasons := report.left_out(document["rows"]):
         print("\nLeft out:\n" + "\n".join(f"* {reason}" for reason in reasons))
-    if arguments.output:
-        name = given["gpu"]["name"] if given["gpu"] else "cpu"
-        measure.save(document, arguments.output / f"{measure.file_name(name)}.json")
     ours = [row for row in document["rows"] if row["provider"].startswith("gpubce")]
     return int(any(row["status"] in ("wrong", "failed") for row in ours))

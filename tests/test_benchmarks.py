@@ -286,6 +286,10 @@ def test_the_work_of_each_mode():
     assert set(cases.QUICK) <= set(cases.CASES)
     assert {name for name, _ in quick[1]} == set(cases.QUICK)
     table, everything = run.work(run.parse([]))
+    halves = [run.work(run.parse(["--only", half]))[1] for half in ("table", "curves")]
+    assert halves[0] + halves[1] == everything
+    assert {size for _, size in halves[0]} == {table}
+    assert table not in {size for _, size in halves[1]}
     assert len(set(everything)) == len(everything)
     assert [name for name, elements in everything if elements == table] == list(cases.CASES)
     gpu = run.work(run.parse(["--device", "cuda"]))[1]

@@ -45,6 +45,13 @@ def spin(cupy):
     return lambda stream: kernel((1,), (1,), (np.int64(HALF_A_SECOND),), stream=stream)
 
 
+def warm(cupy, stream, call) -> None:
+    """What is compiled, and what memory the stream's pool begins with, is not waited for later."""
+    with stream:
+        call()
+    cupy.cuda.Device().synchronize()
+
+
 def host_data(size: int = 100_003):
     rng = np.random.default_rng(0)
     return ((rng.integers(-(2**20), 2**20, size) * 2.0**-17).astype(np.float32), rng.random(size) < 0.3)
@@ -105,6 +112,8 @@ def test_two_streams_run_side_by_side(cupy, spin):
     loss(x, y)
     cupy.cuda.Device().synchronize()
     busy, free = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+    for stream in (busy, free):
+        warm(cupy, stream, lambda: loss(x, y))
     spin(busy)
     with busy:
         late = loss(x, y)
@@ -123,6 +132,7 @@ def test_a_stream_given_by_name_is_used(cupy, spin):
     loss(x, y)
     cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
+    warm(cupy, stream, lambda: loss(x, y))
     spin(stream)
     value = loss(x, y, stream=stream)
     assert cupy.cuda.get_current_stream().done
@@ -161,15 +171,20 @@ def test_invalid_values_leave_the_context_usable(cupy, spin):
     x, y, good = on_device("cupy", logits, wrong, targets)
     loss = BinaryCrossEntropy(from_logits=True)
     stream = cupy.cuda.Stream(non_blocking=True)
-    loss(x, good)
-    cupy.cuda.Device().synchronize()
+    warm(cupy, stream, lambda: loss(x, good))
+
+    def refused() -> bool:
+        assert np.isnan(loss(x, y).get())
+        assert loss.state(x, y).invalid == 2
+        with pytest.raises(InvalidValueError, match="2 of"):
+            loss(x, y, check=True)
+        return True
+
+    assert refused()  # Compiles.
     spin(stream)
     with stream:
         undisturbed = loss(x, good)
-    assert np.isnan(loss(x, y).get())
-    assert loss.state(x, y).invalid == 2
-    with pytest.raises(InvalidValueError, match="2 of"):
-        loss(x, y, check=True)
+    assert refused()
     assert not stream.done
     stream.synchronize()
     assert undisturbed.get(stream=stream) == loss(logits, targets)
@@ -270,6 +285,36 @@ def test_kernels_compiled_without_a_gpu_are_used(tmp_path):
     assert json.loads(run(AHEAD, tmp_path)) == [0, 1]
 
 
+JAX = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gpubce import BinaryCrossEntropy
+from gpubce.adapters.jax import sigmoid_binary_cross_entropy
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(300, 7)).astype(np.float32), rng.random((300, 7)) < 0.3
+expected, slopes = BinaryCrossEntropy(from_logits=True).value_and_grad(x, y)
+each = BinaryCrossEntropy(from_logits=True, reduction="none")(x, y)
+there = jnp.asarray(x)
+assert there.devices() == {jax.devices("cuda")[0]}
+loss = lambda z: sigmoid_binary_cross_entropy(z, y, reduction="mean")
+for function in (jax.value_and_grad(loss), jax.jit(jax.value_and_grad(loss))):
+    value, gradient = function(there)
+    assert value == expected and np.array_equal(gradient, slopes)
+for _ in range(100):  # XLA is still making what is read, and makes something else of the results.
+    there = (jnp.asarray(x) * 2 + 1 - 1) / 2
+    found = sigmoid_binary_cross_entropy(there, y) * 2
+    there = None
+    assert np.array_equal(found, 2 * each)
+assert np.isnan(sigmoid_binary_cross_entropy(x, y * 3, reduction="mean"))
+"""
+
+
+def test_jax_arrays_are_read_where_they_are():
+    pytest.importorskip("jax", reason="the adapter is JAX's")
+    run(JAX, JAX_PLATFORMS="cuda,cpu", XLA_PYTHON_CLIENT_PREALLOCATE="false")
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
 def test_host_arrays_give_the_same_bits_on_every_device(device):
     logits, targets = host_data()
@@ -312,8 +357,8 @@ def test_the_sanitizer_finds_nothing(tool):
     program = sanitizer()
     if program is None:
         pytest.skip("compute-sanitizer is not installed: it comes with the CUDA toolkit")
-    command = [program, "--tool", tool, "--error-exitcode", "3", sys.executable, "-m", "tests.matrix"]
-    done = subprocess.run(
-        [*command, "--check", "--backend", "gpu", "--part", "1/8"], capture_output=True, text=True, timeout=900
-    )
+    # Calls of the driver that fail are no findings: libraries look for functions that a driver may not have.
+    command = [program, "--tool", tool, "--error-exitcode", "3", "--report-api-errors", "no"]
+    command += [sys.executable, "-m", "tests.matrix", "--check", "--backend", "gpu", "--part", "1/8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -520,6 +520,7 @@ def test_a_cuda_graph_replays_it():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_backward_does_not_wait_for_the_device():
     x, y = torch.randn(1000, device="cuda").requires_grad_(), torch.rand(1000, device="cuda")
     ours.binary_cross_entropy_with_logits(x, y).backward()
