@@ -27,11 +27,13 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
+from mutation_resident import OPTIONS, Resident
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".exhaustive" / "mutation"
@@ -157,6 +159,12 @@ INTERPRETED = [
 ]
 """Those that they meet under ``--interpreted``, when no kernel is compiled (tests/interpreted.py)."""
 
+PLAIN = {"gpubce/checks.py", "gpubce/dispatch.py"}
+"""Modules that no kernel is compiled from."""
+
+FORMULAS = {f"gpubce/spec/{name}.py" for name in ("elements", "histogram", "quantities")}
+"""Those of which tests/interpreted.py makes Python."""
+
 OPERATORS = {
     "AddNot", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator", "ZeroIterationForLoop",
     "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd",
@@ -221,7 +229,7 @@ def run(module: str, timeout: int, chosen: list[str], again: bool) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.setdefault("NUMBA_CACHE_DIR", str(place / "compiled"))
     door = Path(tempfile.mkdtemp()) / "door"
-    command = [sys.executable, str(Path(__file__).resolve()), "serve", str(door), str(timeout), *tests]
+    command = [sys.executable, str(Path(__file__).resolve()), "serve", str(door), str(timeout), module, *tests]
     with subprocess.Popen(command, cwd=tree, env=environment) as server:
         try:
             while not door.exists():
@@ -249,7 +257,7 @@ def run(module: str, timeout: int, chosen: list[str], again: bool) -> None:
             server.kill()
 
 
-def serve(door: str, timeout: str, *tests: str) -> None:
+def serve(door: str, timeout: str, module: str, *tests: str) -> None:
     """Run the tests in a forked child each time somebody knocks: importing Numba, PyTorch and the rest takes 3 s, and
     killing a mutant one. A child that takes longer than the timeout is killed, and so is its mutant."""
     for name in ("numba.cuda", "pytest", "hypothesis", "torch", "ml_dtypes", "mpmath", "pyarrow", "sklearn.metrics"):
@@ -260,33 +268,47 @@ def serve(door: str, timeout: str, *tests: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(door)
     listener.listen()
-    alarm = 0  # The first run compiles kernels that later ones find on disk.
+    main = sys.modules["pytest"].main
+    sys.path.insert(0, os.getcwd())
+    if module in PLAIN or (module in FORMULAS and "--interpreted" in tests):
+        sys.modules["torch"].set_num_threads(1)  # A forked child would wait for PyTorch's threads.
+        resident = Resident(module, list(tests), int(timeout), lambda work: answer(listener, work))
+        sys.exit(main(["-s", *OPTIONS, *tests], plugins=[resident]))
+    options = ["-x", *OPTIONS]
+    # The first run compiles kernels that later ones find on disk, and pytest rewrites the tests once.
+    answer(listener, lambda: int(main([*options, *tests])))
+    for folder_of_bytecode in Path("gpubce").rglob("__pycache__"):  # What is mutated must not be found as it was.
+        shutil.rmtree(folder_of_bytecode)
+    sys.dont_write_bytecode = True
+
+    def meet() -> int:
+        signal.alarm(int(timeout))
+        return int(main([*options, *tests]))
+
     while True:
-        knock, _ = listener.accept()
-        with knock, tempfile.TemporaryFile() as said:
-            child = os.fork()
-            if child == 0:
-                listener.close()
-                os.dup2(said.fileno(), 1)
-                os.dup2(said.fileno(), 2)
-                signal.alarm(alarm)
-                sys.dont_write_bytecode = alarm > 0  # Pytest rewrites the tests once, and not in every child.
-                sys.path.insert(0, os.getcwd())
-                options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
-                options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
-                code = 1
-                try:
-                    code = int(sys.modules["pytest"].main([*options, *tests]))
-                finally:
-                    sys.stdout.flush()
-                    os._exit(code)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            if not alarm:  # What is mutated must not be found as it was.
-                for folder_of_bytecode in Path("gpubce").rglob("__pycache__"):
-                    shutil.rmtree(folder_of_bytecode)
-            alarm = int(timeout)
-            said.seek(0)
-            knock.sendall(bytes([status & 255]) + said.read()[-4000:])
+        answer(listener, meet)
+
+
+def answer(listener: socket.socket, work: Callable[[], int]) -> str:
+    """Wait until somebody knocks, have a forked child do the work, and tell its result and the last that it said."""
+    knock, _ = listener.accept()
+    with knock, tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            listener.close()
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            code = 1
+            try:
+                code = work()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        told = said.read()[-4000:]
+        knock.sendall(bytes([status & 255]) + told)
+    return told.decode(errors="replace")
 
 
 def remembered(function, place: Path):
