@@ -42,6 +42,14 @@ from tests.test_oracle import oracle_arguments
 torch = pytest.importorskip("torch", reason="PyTorch is one of the libraries here")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_gpu():
+    """Arrays that only say they are on a GPU would end the context of one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "find_gpus", lambda: ((), "no array here is on one"))
+        yield
+
+
 def examples(few: int, many: int) -> Any:
     """A few examples in every run, always the same ones; many, and others each time, in the long one."""
     common = {"deadline": None, "suppress_health_check": list(HealthCheck)}
