@@ -21,7 +21,7 @@ import numpy as np
 from gpubce import dispatch
 from gpubce.arrays import numpy as host_arrays
 from gpubce.backends.cpu.launch import CpuEngine
-from gpubce.backends.cuda.launch import CudaEngine
+from gpubce.backends.cuda.launch import CudaEngine, Direct, layout_of
 from gpubce.backends.kernel_key import KernelKey
 from gpubce.spec.geometry import FLAT
 from gpubce.spec.plan import PLAN, Plan
@@ -72,8 +72,16 @@ def compiled_ptx(kind: str, key, compute_capability: tuple[int, int] = COMPUTE_C
     return Kernel(ptx(kind, key, compute_capability))
 
 
+def given(extra: int) -> bytes:
+    """The bytes of a kernel's parameters, as ``cuLaunchKernel`` is told where they are."""
+    pointer_comes, buffer, size_comes, size, end = (ctypes.c_void_p * 5).from_address(extra)
+    assert (pointer_comes, size_comes, end) == (1, 2, None)
+    return ctypes.string_at(buffer, ctypes.c_size_t.from_address(size).value)
+
+
 class PtxEngine(CudaEngine):
-    """Launches by interpretation. ``touch`` registers the memory of an array before a kernel sees its address."""
+    """Launches by interpretation, with the parameters as the driver gets them. ``touch`` registers the memory of an
+    array before a kernel sees its address."""
 
     def __init__(self, compute_capability: tuple[int, int] = COMPUTE_CAPABILITY):
         super().__init__()
@@ -95,11 +103,17 @@ class PtxEngine(CudaEngine):
         return buffer
 
     def launch(self, kind, key, grid, team, arguments):
+        from gpubce.backends.cuda.compile import signature
+
         if grid == 0:
             return
-        flat = [item for entry in arguments for item in (entry if isinstance(entry, tuple) else (entry,))]
-        numbers = [item.item() if hasattr(item, "item") else item for item in flat]
-        launch(compiled_ptx(kind, key, self.compute_capability), self.memory, grid, team, numbers)
+        kernel = compiled_ptx(kind, key, self.compute_capability)
+
+        def start(handle, grid, _1, _2, team, _3, _4, shared, stream, parameters, extra):
+            launch(kernel, self.memory, grid, team, given(extra))
+            return (0,)
+
+        Direct(start, 0, layout_of(signature(kind, key).args))(grid, team, 0, arguments)
 
 
 _buffer = host_arrays.buffer

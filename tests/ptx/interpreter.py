@@ -270,8 +270,12 @@ class Statistics:
     batches: int
 
 
-def _pack(kernel: Kernel, arguments: Sequence[int | float]) -> Array:
+def _pack(kernel: Kernel, arguments: Sequence[int | float] | bytes) -> Array:
     """The bytes of the parameters."""
+    if isinstance(arguments, bytes):
+        if len(arguments) != kernel.param_size:
+            raise PTXError(f"{len(arguments)} bytes for the {kernel.param_size} of the parameters of {kernel.name}")
+        return np.frombuffer(arguments, np.uint8)
     slots = [(p.offset + offset, type_) for p in kernel.params.values() for offset, type_ in p.fields]
     if len(slots) != len(arguments):
         raise PTXError(f"{len(arguments)} arguments for {len(slots)} scalars in the parameters of {kernel.name}")
@@ -298,12 +302,13 @@ def launch(
     memory: Memory,
     grid: int,
     threads: int,
-    arguments: Sequence[int | float],
+    arguments: Sequence[int | float] | bytes,
     *,
     dynamic_shared: int = 0,
     max_steps: int = 10_000_000,
 ) -> Statistics:
-    """Runs `grid` blocks of `threads` threads. The arguments are scalars, in the order of the parameters.
+    """Runs `grid` blocks of `threads` threads. The arguments are scalars, in the order of the parameters, or the bytes
+    of all.
 
     `max_steps` bounds the steps of one batch, for programs that wait for what never happens.
     """

@@ -20,7 +20,8 @@ logger = logging.getLogger("gpubce")
 KINDS = ("whole", "along_axes", "combine", "settle")
 
 
-def _signature(kind: str, key):
+def signature(kind: str, key):
+    """The types of a kernel's arguments."""
     if kind == "whole":
         return types.void(_I, *element_arguments(key), _I, _I, _I, _I)
     if kind == "along_axes":
@@ -51,14 +52,14 @@ def kernel(kind: str, key, device: int):
     if simulated():
         return cuda.jit(_function(kind, key))
     dispatcher = _kept(kind, key)
-    compiled = dispatcher.compile(_signature(kind, key).args)
+    compiled = dispatcher.compile(signature(kind, key).args)
     if dispatcher.stats.cache_hits:
         try:
             compiled.bind()
         except Exception as error:  # It may have been compiled elsewhere: what the driver refuses is compiled here.
             logger.info("a kernel on disk is not used: %s: %s", type(error).__name__, error)
             dispatcher = cuda.jit(_function(kind, key))
-            dispatcher.compile(_signature(kind, key).args)
+            dispatcher.compile(signature(kind, key).args)
     return dispatcher
 
 
@@ -69,7 +70,7 @@ def keep_ahead(kind: str, key, compute_capability: tuple[int, int]) -> None:
     it is told the one, and assembles instead of the other.
     """
     with _in_place_of_a_device(compute_capability):
-        _kept(kind, key).compile(_signature(kind, key).args)
+        _kept(kind, key).compile(signature(kind, key).args)
 
 
 def known_capabilities() -> list[tuple[int, int]]:
@@ -109,7 +110,7 @@ def ptx(kind: str, key, compute_capability: tuple[int, int]) -> str:
     """The kernel as PTX, compiled with no device present."""
     text, _ = cuda.compile(
         _function(kind, key),
-        _signature(kind, key),
+        signature(kind, key),
         cc=compute_capability,
         device=False,
         abi="numba",
