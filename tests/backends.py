@@ -102,18 +102,19 @@ class PtxEngine(CudaEngine):
             self.memory.register(np.frombuffer(cells, np.uint8))
         return buffer
 
-    def launch(self, kind, key, grid, team, arguments):
+    def starter(self, kind, key):
         from gpubce.backends.cuda.compile import signature
 
-        if grid == 0:
-            return
         kernel = compiled_ptx(kind, key, self.compute_capability)
 
         def start(handle, grid, _1, _2, team, _3, _4, shared, stream, parameters, extra):
             launch(kernel, self.memory, grid, team, given(extra))
             return (0,)
 
-        Direct(start, 0, layout_of(signature(kind, key).args))(grid, team, 0, arguments)
+        return Direct(start, 0, layout_of(signature(kind, key).args))
+
+    def context(self):
+        return 0
 
 
 _buffer = host_arrays.buffer

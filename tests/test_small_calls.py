@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from gpubce import BinaryCrossEntropy, dispatch
+from gpubce.arrays.registry import glance
 from gpubce.errors import GpubceError, InvalidValueError
+from tests import backends
 
 SHAPE = (9, 5)
 
@@ -226,6 +228,38 @@ def test_a_copy_repeats_its_own_calls(copied):
     assert other == loss
     for _ in range(2):
         assert same(other.value_and_grad(*given), expected[0])
+
+
+# A GPU ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("size", [45, 64, 65, 5_000])
+def test_kernels_are_started_again(sessions, monkeypatch, size):
+    """Of one block, and of so many that their sums take two more kernels; each call with numbers of its own."""
+    engine, plan = backends.PtxEngine(), backends.SMALL_PLAN
+    loss, methods = BinaryCrossEntropy(from_logits=True), ("value", "value_and_grad", "grad_and_hess")
+    monkeypatch.setattr(dispatch, "glance", lambda array: (engine.touch(np.asarray(array)), glance(array))[1])
+    given = [(*drawn(seed, targets="uint8", shape=(size,))[:2], {"check": False}) for seed in range(3)]
+    with backends.replaced(lambda: engine, plan, engine.touch):
+        found = {method: [METHODS[method](loss, each) for each in given] for method in methods}
+    with backends.replaced(backends.CpuEngine, plan):
+        expected = {method: [METHODS[method](replace(loss), each) for each in given] for method in methods}
+    for method in methods:
+        assert all(same(one, other) for one, other in zip(found[method], expected[method], strict=True))
+    assert times(sessions, loss) == 3
+
+
+def test_kernels_are_not_started_in_another_context(sessions, monkeypatch):
+    """As in a thread in which another device is current, or none is."""
+    engine, contexts = backends.PtxEngine(), iter([1, 1, 2, 1])
+    monkeypatch.setattr(engine, "context", lambda: next(contexts))
+    monkeypatch.setattr(dispatch, "glance", lambda array: (engine.touch(np.asarray(array)), glance(array))[1])
+    loss, given = BinaryCrossEntropy(from_logits=True), drawn(0, targets="uint8")[:2]
+    with backends.replaced(lambda: engine, backends.SMALL_PLAN, engine.touch):
+        for expected in (1, 1, 2):
+            loss(*given, check=False)
+            assert times(sessions, loss) == expected
 
 
 # Tensors --------------------------------------------------------------------------------------------------------------

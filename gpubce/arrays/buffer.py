@@ -35,7 +35,11 @@ def first_line(error: Exception) -> str:
 
 
 Glance = tuple[Hashable, int]
-"""How an array looks, and its address. Arrays that look the same have buffers that differ in address and owner only."""
+"""How an array looks, and its address. Arrays that look the same have buffers that differ in address and owner only; on
+a GPU their addresses lie as far behind a multiple of BOUNDARY."""
+
+BOUNDARY = 32
+"""The bytes that a CUDA thread loads of an array at once are at most so many: addresses decide whether it can."""
 
 
 class Buffer(NamedTuple):

@@ -8,7 +8,7 @@ import cupy
 import numpy as np
 
 from gpubce.arrays import numpy as host
-from gpubce.arrays.buffer import Buffer, Device
+from gpubce.arrays.buffer import BOUNDARY, Buffer, Device, Glance
 
 NAME = "CuPy"
 
@@ -17,6 +17,14 @@ def buffer(array: "cupy.ndarray") -> Buffer:
     """Where the array is."""
     device = Device("cuda", array.device.id)
     return Buffer(array.data.ptr, array.dtype.name, array.shape, array.strides, device, array)
+
+
+def glance(array: Any) -> Glance | None:
+    """See :func:`gpubce.arrays.registry.glance`."""
+    if type(array) is not cupy.ndarray:
+        return None
+    address = array.data.ptr
+    return (array.dtype, array.shape, array.strides, array.device.id, address % BOUNDARY), address
 
 
 def empty(shape: Sequence[int], storage: str, like: Buffer) -> "cupy.ndarray":

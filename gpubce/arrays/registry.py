@@ -70,8 +70,8 @@ def library_of(array: Any, argument: str) -> Library:
 
 
 def glance(array: Any) -> Glance | None:
-    """How an array in host memory looks, and its address; None where only its library's ``buffer`` can tell. 0.5 us
-    where that takes 3."""
+    """How an array looks, and its address; None where only its library's ``buffer`` can tell. 0.5 us where that takes
+    3."""
     kind: Any = type(array)
     return _glance_of(kind)(array)
 
@@ -83,7 +83,7 @@ def _glance_of(kind: type) -> Callable[[Any], Glance | None]:
 
 
 def _no_glance(array: Any) -> None:
-    """For libraries whose arrays are never in host memory."""
+    """For libraries that need more than a glance."""
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpubce.arrays.buffer import Buffer, Device, Glance, first_line
+from gpubce.arrays.buffer import BOUNDARY, Buffer, Device, Glance, first_line
 from gpubce.errors import ArrayError
 
 NAME = "PyTorch"
@@ -38,12 +38,17 @@ _CPU = torch.device("cpu")
 
 def glance(array: Any) -> Glance | None:
     """See :func:`gpubce.arrays.registry.glance`."""
-    if type(array) not in PLAIN or not array.is_cpu or array.layout != torch.strided or array.is_neg():
+    if type(array) not in PLAIN or array.layout != torch.strided or array.is_neg():
         return None
     try:
         if array.untyped_storage().nbytes() < _needed(array):
             return None
-        return (array.dtype, array.shape, array.stride()), array.data_ptr()
+        address = array.data_ptr()
+        if array.is_cpu:
+            return (array.dtype, array.shape, array.stride()), address
+        if array.is_cuda:
+            return (array.dtype, array.shape, array.stride(), array.get_device(), address % BOUNDARY), address
+        return None
     except RuntimeError:  # A tensor inside of torch.func's transforms.
         return None
 

@@ -16,8 +16,15 @@ from gpubce.spec.precision import ITEMSIZE, widened
 Allocate = Callable[[int], int]
 """Gives the address of that many float64 cells which live as long as the call."""
 
-Repeat = Callable[[tuple[int, ...], int], float]
-"""Does a job once more, for the addresses of its operands and of the value that settles it; gives its first sum."""
+
+class Repeat(NamedTuple):
+    """How a job and what settles it are done once more."""
+
+    cells: int
+    """The float64 cells of memory that it takes."""
+    do: Callable[[tuple[int, ...], int, int, int], float | None]
+    """Takes the addresses of its operands, of the value that settles it and of those cells, and a stream. Gives the
+    first sum, 0 where nobody looks at it; None where it was not done."""
 
 
 class Engine(Protocol):
@@ -47,9 +54,11 @@ class Engine(Protocol):
     def clear(self, address: int, cells: int) -> None:
         """Set float64 cells to 0."""
 
-    def repeat(self, key, elements, geometry, parameters, ignored, settlement) -> Repeat | None:
-        """One block of elements and what settles its sums, to be done again and again; None where that is no quicker
-        than :meth:`whole` and :meth:`settle`."""
+    def repeat(
+        self, key, elements, sizes: tuple[int, ...], geometry, parameters, ignored, settlement: Settlement | None
+    ) -> Repeat | None:
+        """:meth:`whole`, :meth:`combine` for each of ``sizes`` but the first, and :meth:`settle`, to be done again and
+        again; None where that is no quicker than one after the other."""
 
 
 class _Prepared(NamedTuple):
@@ -100,18 +109,14 @@ def _boundaries(work: Pass) -> tuple[int, ...] | None:
 
 def run(job: Job, engine: Engine, allocate: Allocate) -> None:
     """Do one pass over the inputs and reduce its sums."""
-    work, vector = job.work, 1
+    work = job.work
     sums = len(work.recipe.sums)
     cells = 2 * sums * work.outputs
     if work.elements == 0:
         if cells:
             engine.clear(job.states, cells)
         return
-    if engine.loads_vectors:
-        boundaries = _boundaries(work)
-        if boundaries and all(address % step == 0 for address, step in zip(job.addresses, boundaries, strict=True)):
-            vector = QUAD
-    does = _prepared(work, vector)
+    does = _prepared(work, _vector(job, engine))
     partials = _destination(job, does.sizes[0], cells, allocate)
     given = (job.addresses or (0,), *does.numbers(job), partials, does.sizes[0], job.histogram, job.unit)
     if work.kept:
@@ -123,15 +128,23 @@ def run(job: Job, engine: Engine, allocate: Allocate) -> None:
         engine.combine(work.plan, sums, before, work.outputs, source, partials)
 
 
+def _vector(job: Job, engine: Engine) -> int:
+    """How many neighbouring elements the job's kernel loads at once."""
+    if engine.loads_vectors:
+        boundaries = _boundaries(job.work)
+        if boundaries and all(address % step == 0 for address, step in zip(job.addresses, boundaries, strict=True)):
+            return QUAD
+    return 1
+
+
 def repeat(job: Job, settlement: Settlement | None, engine: Engine) -> Repeat | None:
-    """The job and its settlement for arrays that lie elsewhere; None where they are more than one block's work."""
+    """The job and its settlement for arrays that lie elsewhere, at addresses that are multiples of the same numbers;
+    None where that is no quicker."""
     work = job.work
     if work.kept or work.elements == 0 or job.histogram:
         return None
-    does = _prepared(work, 1)
-    if does.sizes != (1,):
-        return None
-    return engine.repeat(does.key, work.elements, *does.numbers(job), settlement)
+    does = _prepared(work, _vector(job, engine))
+    return engine.repeat(does.key, work.elements, does.sizes, *does.numbers(job), settlement)
 
 
 def _destination(job: Job, size: int, cells: int, allocate: Allocate) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from gpubce.backends.cpu import compile as compiled
 from gpubce.backends.cpu.kernels import scratch_cells
 from gpubce.backends.kernel_key import SettleKey
+from gpubce.backends.pipeline import Repeat
 from gpubce.backends.threads import Work, share
 from gpubce.spec.bins import cells as histogram_cells
 from gpubce.spec.job import Settlement
@@ -106,7 +107,9 @@ class CpuEngine:
     def clear(self, address, cells):
         ctypes.memset(address, 0, 8 * cells)
 
-    def repeat(self, key, elements, geometry, parameters, ignored, settlement):
+    def repeat(self, key, elements, sizes, geometry, parameters, ignored, settlement):
+        if sizes != (1,):  # Threads are worth their while.
+            return None
         kernel, settle = compiled.whole(key), None
         states_at = ITEMSIZE[ACCUMULATOR] * scratch_cells(key)
         cells = scratch_cells(key) + 2 * len(key.recipe.sums)
@@ -114,7 +117,7 @@ class CpuEngine:
             settle_key, (outputs, _, _, *rest) = SettleKey.of(settlement)
             settle = compiled.settle(settle_key)
 
-        def once_more(addresses, result):
+        def once_more(addresses, result, room, stream):
             try:  # Other threads take some too.
                 spare = _spare.pop()
             except IndexError:
@@ -130,7 +133,7 @@ class CpuEngine:
             _spare.append(spare)
             return first
 
-        return once_more
+        return Repeat(0, once_more)
 
     def _share(self, begin: Callable[[], Work], tasks: int, threads: int, elements: int) -> None:
         """Do tasks 0 .. tasks - 1, in ranges."""

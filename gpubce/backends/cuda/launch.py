@@ -6,6 +6,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 from numba import types
@@ -14,6 +15,7 @@ from gpubce.backends.cuda import compile as compiled
 from gpubce.backends.cuda.kernels import threads
 from gpubce.backends.devices import simulated
 from gpubce.backends.kernel_key import QUAD, KernelKey, SettleKey
+from gpubce.backends.pipeline import Repeat
 from gpubce.errors import DeviceError
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import Plan
@@ -69,18 +71,53 @@ class CudaEngine:
         key = SettleKey("float64", True, False, None)
         self.launch("settle", key, -(-cells // self.team), self.team, (cells, 0, address, 0, 0, 1.0, 0.0, 0.0, 1.0, 0))
 
-    def repeat(self, *what):
-        return None
+    def repeat(self, key, elements, sizes, geometry, parameters, ignored, settlement):
+        plan, sums, settles = key.plan, len(key.recipe.sums), settlement is not None
+        if sums > most_sums("whole", key.recipe):
+            return None
+        settle_key, (outputs, _, _, *rest) = SettleKey.of(settlement) if settles else (None, (0, 0, 0))
+        begin = self.starter("whole", key)
+        combine = self.starter("combine", plan) if sizes[1:] else begin
+        settle = self.starter("settle", settle_key) if settles else begin
+        if None in (begin, combine, settle):
+            return None
+        pair = 2 * ITEMSIZE["float64"] * sums
+        places = [0, *accumulate(pair * size for size in sizes)]
+        combined = tuple(zip(pairwise(sizes), pairwise(places), strict=False))
+        context, team, own_team = self.context(), threads(plan), self.team
+
+        def once_more(addresses, result, room, stream):
+            if self.context() != context:  # Another device is current in this thread, or none is.
+                return None
+            work = elements, addresses, geometry, parameters, ignored, room, sizes[0], 0, 1
+            begin(plan.blocks(elements), team, stream, work)
+            for (before, after), (source, target) in combined:
+                combine(sums * after, team, stream, (before, 1, room + source, room + target, after))
+            if settles:
+                settle(1, own_team, stream, (outputs, room + places[-2], result, *rest))
+            return 0.0
+
+        return Repeat(places[-1] // ITEMSIZE["float64"], once_more)
+
+    def context(self) -> int:
+        """The context that is current in this thread."""
+        from cuda.bindings import driver
+
+        return int(driver.cuCtxGetCurrent()[1])
+
+    def starter(self, kind: str, key) -> "Direct | None":
+        """What starts a kernel, unless Numba has to."""
+        return None if simulated() else _direct(kind, key, self.device)
 
     def launch(self, kind: str, key, grid: int, team: int, arguments: tuple) -> None:
         """Start one kernel on the stream."""
         if not grid:
             return
-        if simulated():
+        if (start := self.starter(kind, key)) is not None:
+            start(grid, team, self.stream, arguments)
+        elif simulated():
             # A simulated kernel remembers one geometry only, so nothing can be kept.
             compiled.kernel(kind, key, self.device)[grid, team](*arguments)
-        elif (start := _direct(kind, key, self.device)) is not None:
-            start(grid, team, self.stream, arguments)
         else:
             _configured(kind, key, self.device, grid, team, self.stream)(*arguments)
 
