@@ -736,9 +736,10 @@ def on_stream(array: Any, handle: int | None) -> AbstractContextManager[Any]:
     library's current one for None."""
     library = library_of(array, "predictions")
     buffer = _buffer(library, array, "predictions")
-    if handle is None or buffer.device.kind == "cpu":
+    if handle is None:
         return nullcontext()
-    _require_gpu(f"predictions are on {buffer.device}")
+    if buffer.device.kind != "cpu":
+        _require_gpu(f"predictions are on {buffer.device}")
     return library.on_stream(buffer, handle)
 
 

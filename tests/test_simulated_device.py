@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 PROGRAM = """
-import contextlib
+import ml_dtypes
 import numpy as np
 from numba import cuda
 import gpubce
@@ -56,6 +56,9 @@ for denominator in ("elements", "weights"):
 total = gpubce.BinaryCrossEntropy(from_logits=True, reduction="sum")
 assert total(*there_few[:2], weight=2.5, mask=True).copy_to_host() == total(*few[:2], weight=2.5)
 assert mean.finish(mean.state(*there_few[:2])).copy_to_host() == mean.finish(mean.state(*few[:2]))
+halves = few[0].astype(ml_dtypes.bfloat16)
+for one, two in zip(total.value_and_grad(halves, few[1], device="cuda"), total.value_and_grad(halves, few[1])):
+    assert one.dtype == two.dtype and np.array_equal(one, two)
 assert mean(np.float32(0.5), np.True_, device="cuda") == mean(np.float32(0.5), np.True_)
 
 # Vectors of labels go there once.
@@ -110,6 +113,8 @@ except gpubce.errors.InvalidValueError as error:
 else:
     raise SystemExit("check=True did not raise")
 assert sums == [("loss", "invalid")], "one pass over the memory of a device"
+mean.state(*there_few[:2])
+assert sums[1:] == [("loss", "weight", "count", "invalid")], "nobody looks at what other sums follow from"
 pipeline.run = run
 for wrong in ({"device": "cpu"}, {"weight": weight}):
     try:

@@ -81,7 +81,7 @@ def test_again_gives_what_a_session_gives(sessions, method, options):
     """One type of predictions for each, by turns."""
     loss = BinaryCrossEntropy(**OPTIONS[options])
     kind = KINDS[(list(OPTIONS).index(options) + list(METHODS).index(method)) % len(KINDS)]
-    beside = ("weight", "mask") if options in ("sum", "each", "rows") else ("weight",)
+    beside = {"sum": ("weight", "mask"), "each": ("mask",), "rows": ("weight", "mask")}.get(options, ("weight",))
     for seed in range(3):
         given = drawn(seed, kind, "uint8" if options == "logits" else "float32", beside=beside)
         assert same(METHODS[method](loss, given), METHODS[method](replace(loss), given))
