@@ -71,6 +71,17 @@ def test_focal_hessian_at_probability_0_is_the_limit(gamma):
         assert hessian[0] == {0.5: np.inf, 1.0: 2.0}.get(gamma, 0.0)
 
 
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_the_focal_factor_vanishes_below_the_smallest_normal_number(real):
+    """There, along p for y = 0, the gradient is still (gamma + 1) p^gamma."""
+    smallest = np.finfo(real).tiny
+    loss = gpubce.BinaryCrossEntropy(gamma=0.5, reduction="none", log_floor=None)
+    p = np.array([smallest / 2, smallest], real)
+    gradient = loss.grad_and_hess(p, np.zeros(2))[0]
+    assert gradient[0] == 0
+    assert gradient[1] == pytest.approx(1.5 * float(smallest) ** 0.5, rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
 def test_nothing(shape):
     nothing = np.zeros(shape, np.float32)

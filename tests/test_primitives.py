@@ -21,6 +21,7 @@ from gpubce.spec.primitives import (
     low_bits,
     merge_pairs,
     polynomial,
+    positive_part,
     product,
     scale_by_low_bits,
     select,
@@ -39,6 +40,7 @@ REFUSED = {
     "fma of integers": (lambda a, b: fma(a, b, b), 1, 1),
     "product of two types": (lambda a, b: product(a, b), ONE, ONE_OF_64),
     "product of integers": (lambda a, b: product(a, b), 1, 1),
+    "positive_part of an integer": (lambda a, b: positive_part(a), 1, 1),
     "select from two types": (lambda a, b: select(a == a, a, b), ONE, ONE_OF_64),
     "select by a number": (lambda a, b: select(a, b, b), ONE, ONE),
     "is_nan of an integer": (lambda a, b: is_nan(a), 1, 1),
@@ -50,6 +52,14 @@ REFUSED = {
     "low_bits of an integer": (lambda a, b: low_bits(a), 1, 1),
     "a polynomial of another type": (lambda a, b: CUBIC(a), ONE, ONE),
 }
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_the_positive_part_of_what_is_not_a_number_is_0(real):
+    part = njit(lambda value: positive_part(value))
+    values = [real(value) for value in (-np.inf, -0.5, -0.0, 0.0, 0.25, 3.0, np.inf, np.nan)]
+    found = [part(value) for value in values]
+    assert found == [0, 0, 0, 0, 0.25, 3.0, np.inf, 0]
 
 
 @pytest.mark.parametrize("name", REFUSED)
