@@ -346,7 +346,8 @@ def aligned(name: str, buffer: Buffer) -> None:
     """A GPU reads numbers at multiples of their size. Anywhere else it ends the context, for good."""
     if buffer.device.kind != "cpu" and buffer.size and buffer.storage in ITEMSIZE:
         size = ITEMSIZE[buffer.storage]
-        if any(place % size for place in (buffer.address, *buffer.strides)):
+        steps = [stride for stride, length in zip(buffer.strides, buffer.shape, strict=True) if length > 1]
+        if any(place % size for place in (buffer.address, *steps)):
             raise ArrayError(
                 f"{name} has {buffer.storage} elements at addresses that are no multiples of {size}, which no GPU can "
                 "read: pass a copy"

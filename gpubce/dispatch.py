@@ -182,17 +182,17 @@ NOTHING_MORE = Collection()
 REMEMBERED = 512
 """Passes, and small calls, for arrays that look alike."""
 
-KEPT_NUMBERS = 1 << 20
-"""In vectors of one number for each label that stay on their device, 4 or 8 MB: a copy to a device in every call may
-wait for it, and a CUDA graph would repeat it from host memory that holds something else by then."""
+KEPT_NUMBERS, KEPT_VECTORS = 1 << 20, 256
+"""Vectors of one number for each label that stay on their device, and what they hold, 4 or 8 MB: a copy to a device in
+every call may wait for it, and a CUDA graph would repeat it from host memory that holds something else by then."""
 
 _vectors: dict[tuple[str, Device, str, tuple[float, ...]], Any] = {}
 """Those, by what they hold and where. None is ever given up: a stream may still read it."""
 
 
 def _room_for(values: tuple[float, ...]) -> bool:
-    least = 128  # An allocation takes 512 bytes.
-    return sum(max(least, len(key[-1])) for key in tuple(_vectors)) + max(least, len(values)) <= KEPT_NUMBERS
+    kept = tuple(_vectors)
+    return len(kept) < KEPT_VECTORS and sum(len(key[-1]) for key in kept) + len(values) <= KEPT_NUMBERS
 
 
 class Session:
@@ -314,13 +314,14 @@ class Session:
         return self._new((cells,), ACCUMULATOR)[1].address
 
     def _vector(self, values: tuple[float, ...], storage: str) -> Buffer:
-        key = self.memory.NAME, self.place.device, storage, values
-        array = _vectors.get(key)
+        on_device = self.place.device.kind != "cpu"
+        key = (self.memory.NAME, self.place.device, storage, values) if on_device else None
+        array = None if key is None else _vectors.get(key)
         if array is None:
             array = self.memory.from_numbers(values, storage, self.place)
-            if self.place.device.kind != "cpu" and _room_for(values):
+            if key is not None and _room_for(values):
                 self.memory.to_host(array)  # Waits: other streams may read it next.
-                _vectors[key] = array
+                array = _vectors.setdefault(key, array)
         self._kept_alive.append(array)
         return self.memory.buffer(array)
 
@@ -734,10 +735,10 @@ def stream_handle(stream: Any) -> int | None:
 def on_stream(array: Any, handle: int | None) -> AbstractContextManager[Any]:
     """What the library of a device array does, its new arrays and copies too, is ordered by that stream; by the
     library's current one for None."""
-    library = library_of(array, "predictions")
-    buffer = _buffer(library, array, "predictions")
     if handle is None:
         return nullcontext()
+    library = library_of(array, "predictions")
+    buffer = _buffer(library, array, "predictions")
     if buffer.device.kind != "cpu":
         _require_gpu(f"predictions are on {buffer.device}")
     return library.on_stream(buffer, handle)

@@ -73,6 +73,9 @@ class Evaluator:
     (0.365714, 0.25, 4)
     """
 
+    _stream: Any = None
+    """The stream of the updates, as it was given; None for the current one of the arrays' library."""
+
     def __init__(
         self,
         *,
@@ -103,8 +106,6 @@ class Evaluator:
         self.max_weight = checks.largest_weight(max_weight)
         self.window = checks.window_length(window)
         self._updates: deque[_Update] = deque(maxlen=self.window)
-        self._stream: int | None = None
-        """The handle of the stream on which device arrays hold the updates; None for their library's current one."""
 
     def __repr__(self) -> str:
         own = ("metrics", "per_label", "threshold", "bins", "max_weight", "window")
@@ -164,9 +165,11 @@ class Evaluator:
         arrays = {
             "predictions": predictions, "targets": targets, "weight": weight, "mask": mask, "baseline": baseline
         }  # fmt: skip
-        handle = dispatch.stream_handle(stream)
-        if handle != self._stream:
-            self._wait()
+        handle, before = dispatch.stream_handle(stream), dispatch.stream_handle(self._stream)
+        held = tuple(self._updates) if handle != before else ()
+        if held:
+            dispatch.wait_for(held[-1].state.values, before)
+        self._stream = stream
         with dispatch.on_stream(predictions, handle):
             batch = _Update(loss.state(**arrays, **how), {})
             if groups is not None:
@@ -175,13 +178,21 @@ class Evaluator:
             if handle is not None and hasattr(batch.state.values, "copy_to_host"):
                 dispatch.wait_for(batch.state.values, handle)  # Numba's are added up on the host.
             self._add(batch)
-        self._stream = handle
+        if held:  # What was added up may now be given back to the stream that made it.
+            dispatch.wait_for(self._updates[-1].state.values, handle)
 
-    def _wait(self) -> None:
-        """Wait for the stream of the updates, so that any other may read them."""
-        if self._updates:
-            dispatch.wait_for(self._updates[-1].state.values, self._stream)
-        self._stream = None
+    def _wait(self) -> bool:
+        """Wait for the stream that updates were given, so that any other may read them. Whether there was one."""
+        stream, self._stream = self._stream, None
+        if stream is None or not self._updates:
+            return False
+        dispatch.wait_for(self._updates[-1].state.values, dispatch.stream_handle(stream))
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes, which do not have the stream."""
+        self._wait()
+        return self.__dict__
 
     def _add(self, update: _Update) -> None:
         # In one step, between whose halves no interrupt can lose what was seen.
@@ -198,11 +209,12 @@ class Evaluator:
                 raise StateError(f"an Evaluator can only be merged with an Evaluator, not with {type(other).__name__}")
             if repr(self) != repr(other):
                 raise StateError(f"evaluators with different options cannot be merged: {self!r} and {other!r}")
-            for evaluator in (self, other):
-                if evaluator._stream is not None:
-                    evaluator._wait()
+            held = tuple(self._updates)
+            waited = self._wait() | other._wait()
             for update in tuple(other._updates):
                 self._add(update)
+            if waited and held:  # As in update.
+                dispatch.wait_for(self._updates[-1].state.values, None)
         return self
 
     def sync(self, group: Any = None) -> Evaluator:
@@ -232,7 +244,7 @@ class Evaluator:
     def _empty(self) -> Evaluator:
         """Another one with the same options."""
         other = copy.copy(self)
-        other._updates, other._stream = deque(maxlen=self.window), None
+        other._updates = deque(maxlen=self.window)
         return other
 
     def _on_host(self) -> Evaluator:

@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import gpubce
-from gpubce import BinaryCrossEntropy, dispatch
+from gpubce import BinaryCrossEntropy, checks, dispatch
 from gpubce.arrays import dlpack
 from gpubce.arrays.buffer import Buffer, Device
 from gpubce.backends.devices import Gpu
@@ -437,6 +438,16 @@ def test_what_no_gpu_can_read_is_refused(a_gpu, wrong):
     for arrays in ((array, OnCuda()), (OnCuda(), array)):
         with pytest.raises(ArrayError, match=r"no multiples of 4, which no GPU can read: pass a copy"):
             mean(*arrays)
+    checks.aligned("an axis that nobody steps along", Buffer(4096, "float32", (1, 3), (6, 4), Device("cuda"), None))
+
+
+@pytest.mark.parametrize("given", [{"weight": 2.0}, {"mask": True}], ids=str)
+def test_pytorchs_default_device_is_not_that_of_numbers(given):
+    """They lie beside the tensors. Memory of the default device would be read as if it were the host's."""
+    loss = replace(mean, pos_weight=(1.0, 2.0, 3.0, 4.0))
+    tensors, expected = (torch.tensor(X), torch.tensor(Y)), loss(X, Y, **given)
+    with torch.device("meta"):
+        assert loss(*tensors, **given).item() == expected
 
 
 def test_exporters_on_a_gpu_are_asked_by_dlpack(monkeypatch):
@@ -447,8 +458,8 @@ def test_exporters_on_a_gpu_are_asked_by_dlpack(monkeypatch):
     on_gpu = {"__dlpack_device__": lambda self: (2, 1), "__dlpack__": None}
     bare, both = type("Bare", (), on_gpu)(), type("Both", (), on_gpu | {"__cuda_array_interface__": described})()
     monkeypatch.setattr(dlpack, "_cupy", lambda: cupy)
-    assert dlpack.buffer(bare) == lent._replace(owner=bare)
-    assert dlpack.buffer(both) == lent._replace(owner=both, writable=False)
+    assert dlpack.buffer(bare) == lent._replace(owner=bare, holder=lent.owner)
+    assert dlpack.buffer(both) == lent._replace(owner=both, holder=lent.owner, writable=False)
     cupy.buffer = pytest.fail  # CuPy does not know every type.
     cupy.cupy.from_dlpack = lambda array: {}[array]
     assert dlpack.buffer(both).address == 4096

@@ -141,6 +141,39 @@ def test_a_stream_given_by_name_is_used(cupy, spin):
     assert value.get() == loss(*host_data())
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_calls_are_repeated_at_any_address(library, cupy):
+    """A view that begins between two loads of 16 bytes looks the same but for its address."""
+    logits, targets = host_data(5_003)
+    x, y = on_device(library, logits, targets.astype(np.float32))
+    loss = BinaryCrossEntropy(from_logits=True)
+    for start in (0, 1, 0, 1, 4, 3, 0):
+        part = slice(start, start + 4_999)
+        value, gradient = loss.value_and_grad(x[part], y[part])
+        expected = loss.value_and_grad(logits[part], targets[part].astype(np.float32))
+        assert to_host(value) == expected[0]
+        assert np.array_equal(to_host(gradient), expected[1])
+
+
+def test_an_evaluator_may_change_its_stream(cupy, spin):
+    """What it holds is neither read nor given back too early: here the new stream is busy, and the old one takes what
+    memory there is."""
+    x, y = on_device("cupy", *host_data())
+    expected = gpubce.Evaluator(from_logits=True)
+    evaluator = gpubce.Evaluator(from_logits=True)
+    side = cupy.cuda.Stream(non_blocking=True)
+    evaluator.update(x, y)
+    spin(side)
+    evaluator.update(x, y, stream=side)
+    evaluator.update(x, y, stream=side)
+    taken = [cupy.full(64, cupy.nan) for _ in range(200)]
+    for _ in range(3):
+        expected.update(*host_data())
+    for name in ("loss", "count", "mean_prediction", "brier_score"):
+        assert getattr(evaluator.report(), name) == getattr(expected.report(), name)
+    assert len(taken) == 200
+
+
 def test_a_cuda_graph_replays_a_trainers_step(cupy):
     """As docs/trainers.md has it: captured with a pool of its own, replayed with other values."""
     x, y = on_device("cupy", *host_data())

@@ -93,12 +93,17 @@ assert mean.state(*few[:2], device="cuda", stream=7) + mean.state(*few[:2]) and 
 # An evaluator adds up on the stream of its updates, and waits for it where another one follows.
 evaluator = gpubce.Evaluator(from_logits=True, window=9)
 copied.clear()
-for stream, looks in ((7, 1), (7, 1), (8, 2), (None, 1)):
+for stream, waits in ((7, [7]), (7, [7]), (8, [7, 8, 8]), (None, [8, 0]), (9, [0, 9, 9])):
     evaluator.update(*there_few[:2], stream=stream)
-    assert len(copied) == looks, (stream, copied)
-    assert set(copied) <= {stream, 7 if stream == 8 else 8}
+    assert copied == waits, (stream, copied)
     copied.clear()
-assert evaluator.report().count == 40 and copied == [0]
+assert evaluator.__getstate__()["_stream"] is None and copied == [9], "another process has no such stream"
+copied.clear()
+other = gpubce.Evaluator(from_logits=True, window=9)
+other.update(*there_few[:2], stream=6)
+evaluator.merge(other)
+assert copied == [6, 6, 0], copied
+assert evaluator.report().count == 60 and copied == [6, 6, 0]
 
 bad = cuda.to_device(np.where(targets, 7, 0).astype(np.int8))
 assert np.isnan(loss(there[0], bad).copy_to_host())

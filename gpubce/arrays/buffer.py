@@ -43,7 +43,7 @@ BOUNDARY = 32
 
 
 class Buffer(NamedTuple):
-    """``strides`` are in bytes. ``owner`` keeps the memory alive."""
+    """``strides`` are in bytes. ``owner`` and ``holder`` keep the memory alive."""
 
     address: int
     storage: str
@@ -52,6 +52,7 @@ class Buffer(NamedTuple):
     device: Device
     owner: Any
     writable: bool = True
+    holder: Any = None
 
     @property
     def size(self) -> int:

@@ -1,7 +1,7 @@
 """CuPy arrays."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import cupy
@@ -47,9 +47,11 @@ def stream(like: Buffer) -> int:
         return cupy.cuda.get_current_stream().ptr
 
 
-def on_stream(like: Buffer, handle: int) -> AbstractContextManager[Any]:
+@contextmanager
+def on_stream(like: Buffer, handle: int) -> Iterator[None]:
     """New arrays belong to that stream: CuPy's pool gives freed memory to later work of the same stream only."""
-    return cupy.cuda.ExternalStream(handle, like.device.index)
+    with cupy.cuda.Device(like.device.index), cupy.cuda.ExternalStream(handle, like.device.index):
+        yield
 
 
 def to_host(array: "cupy.ndarray") -> np.ndarray:

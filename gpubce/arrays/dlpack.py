@@ -30,7 +30,7 @@ def buffer(array: Any) -> Buffer:
     except Exception as error:  # The exporter may raise anything.
         raise _unreadable(array, error) from None
     found = host.buffer(seen)
-    return Buffer(found.address, found.storage, found.shape, found.strides, found.device, array, found.writable)
+    return found._replace(owner=array, holder=seen)
 
 
 def _on_gpu(array: Any, device: Device) -> Buffer:
@@ -46,7 +46,7 @@ def _on_gpu(array: Any, device: Device) -> Buffer:
         if described is None:
             raise error if isinstance(error, ArrayError) else _unreadable(array, error) from None
         return described
-    return found._replace(owner=array, writable=described is None or described.writable)
+    return found._replace(owner=array, holder=found.owner, writable=described is None or described.writable)
 
 
 def _exporter(array: Any) -> tuple[int | None, int]:

@@ -111,11 +111,11 @@ def from_numbers(values: Sequence[float], storage: str, like: Buffer) -> "torch.
     """A new vector with these values on the device of ``like``."""
     device, dtype = _torch_device(like), _DTYPE[storage]
     if device.type == "cpu":
-        return torch.tensor(list(values), dtype=dtype)
+        return torch.tensor(list(values), dtype=dtype, device=_CPU)
     if len(values) == 1:
         return torch.full((1,), values[0], dtype=dtype, device=device)
     # A copy from memory that is not page-locked waits for the device.
-    return torch.tensor(list(values), dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    return torch.tensor(list(values), dtype=dtype, device=_CPU, pin_memory=True).to(device, non_blocking=True)
 
 
 def stream(like: Buffer) -> int:

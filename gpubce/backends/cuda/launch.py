@@ -212,11 +212,12 @@ class _Numbers:
 @lru_cache(maxsize=4096)
 def _direct(kind: str, key, device: int) -> Direct | None:
     """None where Numba's insides are others than those that are known here: then Numba launches."""
-    (kernel,) = compiled.kernel(kind, key, device).overloads.values()
+    dispatcher = compiled.kernel(kind, key, device)
     try:
         from cuda.bindings import driver
 
-        handle = int(kernel._codelibrary.get_cufunc().handle)
-    except (ImportError, AttributeError, TypeError, ValueError):
+        (kernel,) = dispatcher.overloads.values()
+        layout, handle = layout_of(kernel.argument_types), int(kernel._codelibrary.get_cufunc().handle)
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return Direct(driver.cuLaunchKernel, handle, layout_of(kernel.argument_types))
+    return Direct(driver.cuLaunchKernel, handle, layout)
