@@ -540,3 +540,25 @@ def test_options_are_read_anew_where_they_may_have_changed():
     before = loss(logits, targets, pos_weight=weight)
     weight.mul_(3)
     assert loss(logits, targets, pos_weight=weight) == 3 * before
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_where_nobody_wants_a_gradient_there_is_no_function(monkeypatch):
+    """It takes as long as all the rest. But it is what refuses forward mode."""
+    from torch.autograd import forward_ad
+
+    logits, targets = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0])
+    expected = ours.binary_cross_entropy_with_logits(logits.clone().requires_grad_(), targets)
+    assert expected.requires_grad
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(logits, torch.ones(2))
+        with pytest.raises(RuntimeError, match="jvp"):
+            ours.binary_cross_entropy_with_logits(dual, targets)
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(lambda x: ours.binary_cross_entropy_with_logits(x, targets), (logits,), (torch.ones(2),))
+    monkeypatch.setattr(ours, "_Loss", None)
+    found = ours.binary_cross_entropy_with_logits(logits, targets)
+    assert found == expected
+    assert not found.requires_grad
+    with torch.no_grad():
+        assert ours.binary_cross_entropy_with_logits(logits.clone().requires_grad_(), targets) == expected

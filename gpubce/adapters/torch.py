@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.modules.loss import _WeightedLoss
 
 from gpubce import checks, dispatch
@@ -263,8 +264,12 @@ def _apply(function: Any, operator: Any, *inputs: Any) -> Tensor:
         return operator(*inputs)
     if torch.is_grad_enabled() or not _seen_by_nobody(inputs):
         return function.apply(*inputs)
-    have_memory = all(tensor is None or glance(tensor) for tensor in inputs[:-1])  # Not so under torch.func.vmap.
-    return _FUNCTIONS[operator](*inputs) if have_memory else function.apply(*inputs)
+    return _FUNCTIONS[operator](*inputs) if _have_memory(inputs) else function.apply(*inputs)
+
+
+def _have_memory(inputs: Sequence[Any]) -> bool:
+    """Not so under the transforms of torch.func."""
+    return all(tensor is None or glance(tensor) for tensor in inputs[:-1])
 
 
 class _Loss(torch.autograd.Function):
@@ -369,10 +374,14 @@ def _call(
         pos_weight = pos_weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
     elif pos_weight is not None:
         options, pos_weight = options | {"pos_weight": _numbers(pos_weight)}, None
-    inputs = input, target, weight, pos_weight
-    if torch.compiler.is_compiling() and not _wants_gradient(inputs):
-        return _loss(*inputs, _written(options))  # Dynamo fails on a function of which nobody wants a gradient.
-    return _Loss.apply(*inputs, _written(options))
+    inputs = input, target, weight, pos_weight, _written(options)
+    if not _wants_gradient(inputs[:-1]):
+        if torch.compiler.is_compiling():
+            return _loss(*inputs)  # Dynamo fails on a function of which nobody wants a gradient.
+        # Of what takes part in forward mode, the function says that it has none. It takes 9 us.
+        if forward_ad._current_level < 0 and _seen_by_nobody(inputs) and _have_memory(inputs):
+            return _value_of(*inputs)
+    return _Loss.apply(*inputs)
 
 
 @torch.compiler.assume_constant_result
