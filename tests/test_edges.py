@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gpubce
+from gpubce.spec.coefficients import COEFFICIENTS
 from gpubce.spec.edges import EDGES
 from gpubce.spec.recipe import LOGIT
 from tests.cases import INPUT_TYPES, dtype
@@ -69,6 +70,17 @@ def test_focal_hessian_at_probability_0_is_the_limit(gamma):
     for prediction, target in ((0.0, 0), (1.0, 1)):
         _, hessian = loss.grad_and_hess(np.array([prediction]), np.array([target]))
         assert hessian[0] == {0.5: np.inf, 1.0: 2.0}.get(gamma, 0.0)
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_the_smallest_loss_is_a_normal_number(real):
+    """Up to the last logit for which it can be one; 0 from the next on (promise 3)."""
+    last = real(COEFFICIENTS[np.dtype(real).name].largest_exponent)
+    logits = np.array([last, np.nextafter(last, real(np.inf))])
+    smallest, nothing = gpubce.binary_cross_entropy_with_logits(logits, np.ones(2), reduction="none")
+    assert smallest == pytest.approx(np.exp(-np.float64(last)), rel=1e-6)
+    assert smallest >= np.finfo(real).tiny
+    assert nothing == 0
 
 
 @pytest.mark.parametrize("real", [np.float32, np.float64])

@@ -152,6 +152,21 @@ def test_invalid_elements_are_refused_along_axes_too():
         assert np.isnan(loss(hole, CLASSES)).sum() == 1
 
 
+def test_signed_weights_are_finite():
+    """Those of the adapters that stand in for PyTorch's, which may be negative."""
+    weight = np.array([-1.5, 0.0, 2.0, np.inf, -np.inf, np.nan], np.float32)
+    predictions, targets = np.full(6, 0.25, np.float32), np.ones(6, np.uint8)
+    each = replace(plain, reduction="none")
+    for signed, valid in ((True, 3), (False, 2)):
+        arguments = dispatch.Arguments(predictions, targets, weight, check=False, signed=signed)
+        losses = dispatch.value(each._formula, each._reduction, arguments, None)
+        expected = -np.log(0.25) * weight[3 - valid : 3]
+        np.testing.assert_allclose(losses[3 - valid : 3], expected, rtol=1e-6)
+        assert np.isnan(losses).sum() == 6 - valid
+        state = dispatch.state(plain._formula, plain._reduction, arguments, dispatch.NOTHING_MORE)
+        assert state.invalid == 6 - valid
+
+
 @pytest.mark.parametrize("probability", [0.001, 0.2, 0.5, 0.731, 0.999])
 def test_a_threshold_of_logits_is_that_of_their_probabilities(probability):
     def counted(loss, predictions) -> float:
