@@ -729,7 +729,7 @@ def stream_handle(stream: Any) -> int | None:
         if hasattr(stream, attribute):
             handle = getattr(stream, attribute)
             return int(getattr(handle, "value", handle) or 0)
-    raise OptionError(f"stream={stream!r} is not a CUDA stream of CuPy, PyTorch or Numba, nor a handle")
+    raise OptionError(f"stream={checks.shown(stream)} is not a CUDA stream of CuPy, PyTorch or Numba, nor a handle")
 
 
 def on_stream(array: Any, handle: int | None) -> AbstractContextManager[Any]:
