@@ -98,21 +98,32 @@ def test_probabilities_that_are_overwritten_are_judged_first(passes, check):
         passes.clear()
 
 
-def test_all_metrics_are_one_pass_that_makes_no_sum_twice(passes):
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_all_metrics_are_one_pass_that_makes_no_sum_twice(passes, from_logits):
     """Of what unweighted classes need, other sums and the shape tell the rest."""
-    evaluator = Evaluator(from_logits=True, metrics="all")
-    evaluator.update(LOGITS, CLASSES)
+    evaluator, predictions = Evaluator(from_logits=from_logits, metrics="all"), LOGITS if from_logits else P
+    evaluator.update(predictions, CLASSES)
     assert len(passes) == 1
     (made,) = sums_of(passes)
     assert len(set(made)) == len(made)
     assert not {"count", "weight", "invalid", "target_entropy"} & set(made)
     expected = evaluator.report()
-    other = Evaluator(from_logits=True, metrics="all", max_weight=1.0)
-    other.update(LOGITS, CLASSES.astype(np.float32), weight=np.ones_like(LOGITS), mask=np.ones_like(MASK))
+    other = Evaluator(from_logits=from_logits, metrics="all", max_weight=1.0)
+    other.update(predictions, CLASSES.astype(np.float32), weight=np.ones_like(LOGITS), mask=np.ones_like(MASK))
     assert {"count", "weight", "target_entropy"} <= set(sums_of(passes)[1])
     assert {name: getattr(other.report(), name) for name in ("loss", "normalized_entropy", "count", "invalid")} == {
         name: getattr(expected, name) for name in ("loss", "normalized_entropy", "count", "invalid")
     }
+
+
+def test_weights_of_less_than_1_are_divided_by_too():
+    """Positives are at least 1, weights are not."""
+    by_weights = replace(logistic, denominator="weights", dtype="float64")
+    expected = by_weights(LOGITS, CLASSES, weight=WEIGHT)
+    assert by_weights(LOGITS, CLASSES, weight=WEIGHT / 1024) == pytest.approx(expected, rel=1e-12)
+    by_positives = replace(logistic, denominator="positives", dtype="float64")
+    total = replace(logistic, reduction="sum", dtype="float64")(LOGITS, CLASSES, weight=WEIGHT / 1024)
+    assert by_positives(LOGITS, CLASSES, weight=WEIGHT / 1024) == total
 
 
 def test_sums_that_are_not_computed_are_right():
