@@ -55,6 +55,7 @@ _CALLS = ["tests/test_errors.py", "tests/test_arrays.py", "tests/test_evaluator.
 TESTS = {
     "gpubce/checks.py": [*_CALLS, "tests/test_matrix.py", "tests/test_fuzz_calls.py", "tests/test_simulated_device.py"],
     "gpubce/dispatch.py": [
+        "tests/test_passes.py",
         *_CALLS,
         "tests/test_simulated_device.py",
         "tests/test_small_calls.py",
@@ -146,6 +147,7 @@ TESTS = {
 """The tests that each module's mutants meet, those that kill most first."""
 
 INTERPRETED = [
+    "tests/test_passes.py",
     "tests/test_edges.py",
     "tests/test_interpreted.py",
     "tests/test_evaluator.py",
@@ -245,7 +247,9 @@ def run(module: str, timeout: int, chosen: list[str], again: bool) -> None:
                 subprocess.run(["cosmic-ray", "init", settings, session], cwd=tree, check=True)
                 select(session, (ROOT / module).read_text())
             with sqlite3.connect(session) as database:  # No test has met those that a stopped server left.
-                database.execute("DELETE FROM work_results WHERE test_outcome = 'INCOMPETENT'")
+                database.execute(
+                    "DELETE FROM work_results WHERE test_outcome = 'INCOMPETENT' OR output LIKE '%no server%'"
+                )
                 if again:
                     survivors = database.execute(
                         "SELECT job_id, diff FROM work_results WHERE test_outcome = 'SURVIVED'"
