@@ -22,7 +22,7 @@ def test_backends_have_the_same_files_and_kernels():
     for backend in ("cpu", "cuda"):
         tree = ast.parse((PACKAGE / f"backends/{backend}/kernels.py").read_text())
         kernels.append({node.name for node in tree.body if isinstance(node, ast.FunctionDef)})
-    shared = {"whole", "along_axes", "combine", "settle", "_reader", "_writer", "_flat_reader", "_strided_reader"}
+    shared = {"whole", "along_axes", "combine", "settle", "_reader", "_writer", "_scalar_reader", "_flat_reader"}
     assert shared <= kernels[0] & kernels[1]
 
 

@@ -11,6 +11,7 @@ from gpubce.spec import plan
 from gpubce.spec.precision import ITEMSIZE, widened
 from gpubce.spec.primitives import (
     REGIONS,
+    TURNED,
     add_atomically,
     add_to_pair,
     first_width,
@@ -29,6 +30,7 @@ from gpubce.spec.primitives import (
     storer,
     strided_offset,
     subroutine,
+    transposer,
     two_sum,
 )
 from tests.cases import aligned_empty, bits, dtype, rounded
@@ -191,7 +193,7 @@ def test_what_is_loaded_is_stored_again(storage, count):
     assert np.array_equal(bits(copied(storage, values, count)), bits(expected))
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("region", [region for group in REGIONS for region in group])
 def test_every_region_is_memory(region):
     values = np.arange(12.0)
     assert copied("float64", values, 1, region).tolist() == [0.0, *values[1:]]
@@ -246,6 +248,19 @@ def test_offsets_are_those_of_the_strides(shape, slot):
     find = njit(lambda index, geometry: offset(index, geometry))
     for index, place in enumerate(np.ndindex(shape)):
         assert find(index, geometry) == sum(k * stride for k, stride in zip(place, arrays[slot].strides, strict=True))
+
+
+@pytest.mark.parametrize("itemsize", sorted(set(ITEMSIZE.values())))
+def test_rows_become_columns(itemsize):
+    """Rows lie 3 elements further apart than they are long, columns 5; nothing is written between them."""
+    source = np.arange(TURNED * (TURNED + 3)).astype(f"uint{8 * itemsize}").reshape(TURNED, TURNED + 3)
+    target = np.full((TURNED, TURNED + 5), 199, source.dtype)
+    transpose = transposer(itemsize)
+    njit(lambda one, step, other, other_step: transpose(one, step, other, other_step))(
+        source.ctypes.data, source.strides[0], target.ctypes.data, target.strides[0]
+    )
+    assert np.array_equal(target[:, :TURNED], source[:, :TURNED].T)
+    assert (target[:, TURNED:] == 199).all()
 
 
 def test_a_type_of_memory_has_a_size():

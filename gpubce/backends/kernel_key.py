@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gpubce.made_once import made_once
-from gpubce.spec.geometry import STRIDED
+from gpubce.spec.geometry import FLAT, STRIDED
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import PLAN, Plan
+from gpubce.spec.precision import ITEMSIZE
+from gpubce.spec.primitives import TURNED
 from gpubce.spec.quantities import FIELDS, needed
 from gpubce.spec.recipe import Recipe
 
@@ -21,9 +23,19 @@ CACHE_LINE = 64
 QUAD = 4
 """How many neighbouring elements a CUDA thread has."""
 
-TILE_BYTES, LEAST_TILE = 2**14, 128
-"""Reduced along the last axis, 2^24 losses of shape (n, 1024) took 120 ms with tiles of 1024 outputs, whose lines fall
-into one set of the cache, and take 44."""
+TILE_BYTES, LEAST_TILE = 2**12, 16
+"""Outputs of a tile lie in so many bytes of a scattered array, or are so few. Reduced along the last axis, 2^24 losses
+of shape (n, 1024) took 10.8 ms with tiles of 128 outputs at least and take 7.9, those of (n, 16) 11.7 with 16 KiB and
+take 7.8."""
+
+ROWS, PIECE = 16, 2**18
+"""Of a transposed array, so many rows are brought at once, but not more than so many elements. 2^24 losses of the
+transpose of (16384, 1000) took 57 ms with 2^16 elements at most, and 13 with 2^17 or with 8 rows; they take 10."""
+
+STEPS, FEW_OUTPUTS = 4, 7
+"""So many reduced elements are added to the pair of an output before the next output's is loaded: 2^24 losses of 16
+labels took 5.1 ms with one and take 4.5. Of so few outputs, runs are added side by side: losses of 3 labels took 12.5
+ms and take 7."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,11 @@ class KernelKey:
         return np.dtype(self.recipe.compute).type(0)
 
     @property
+    def itemsize(self) -> int:
+        """The bytes of a number of the compute type."""
+        return ITEMSIZE[self.recipe.compute]
+
+    @property
     def arrays(self) -> tuple[str, ...]:
         """The names of the kernel's arrays."""
         return self.recipe.roles + self.recipe.outputs
@@ -75,33 +92,39 @@ class KernelKey:
         """
         return self.plan.lanes if len(self.recipe.sums) <= FEW_SUMS else min(STRIP, self.plan.lanes)
 
+    @property
+    def scattered(self) -> bool:
+        """Whether a CPU brings pieces of all arrays into scratch in reductions along axes: the elements of one reduced
+        element may lie far apart."""
+        return any(
+            self.layouts[self.position(role)] == STRIDED for role in ("prediction", "target") if role in self.arrays
+        )
+
     def tile(self, geometry: tuple[int, ...]) -> int:
         """The outputs that a CPU thread works on at once, at most, in reductions along axes.
 
-        Where predictions are strided, neighbouring outputs may lie far apart. The cache lines of a tile are still in
-        the L1 cache when the next reduced elements are read from them.
+        Where neighbouring outputs lie far apart, neighbouring reduced elements may share cache lines: a tile is narrow,
+        and a piece of it has many of them.
         """
-        if "prediction" not in self.recipe.roles or self.layouts[self.position("prediction")] != STRIDED:
+        if not self.scattered:
             return self.plan.lanes
-        apart = max(1, abs(geometry[self.dimensions * (2 + self.slot("prediction")) - 1]))
-        return min(max(TILE_BYTES // apart // 64 * 64, LEAST_TILE), self.plan.lanes)
+        apart = max(1, *(abs(across) for across, _ in self._steps(geometry)))
+        return min(max(TILE_BYTES // apart, LEAST_TILE), self.plan.lanes)
 
-    @property
-    def per_sum(self) -> int:
-        """The bytes of a CPU thread's scratch that hold the accumulators of one sum."""
-        return 16 * self.plan.lanes + self._apart
+    def room(self, geometry: tuple[int, ...]) -> int:
+        """The elements of which a CPU brings strided arrays into scratch at once, in whole reductions.
 
-    @property
-    def row(self) -> int:
-        """The bytes of one row of 8-byte cells in a CPU thread's scratch."""
-        return 8 * self.plan.lanes + self._apart
+        Where the rows of a transposed array lie side by side, so many that a cache line is brought once for 16 of them.
+        """
+        if not any(0 < abs(down) < abs(across) for across, down in self._steps(geometry)):
+            return self.strip
+        return self.plan.block * self.plan.blocks(min(ROWS * geometry[self.dimensions - 1], PIECE))
 
-    @property
-    def _apart(self) -> int:
-        """The bytes left free behind the accumulators of a sum, and behind a row. Without them the same lane of each
-        lies a multiple of 4 KiB from the others, in one set of the L1 cache: 10^7 losses with 8 sums took 8.5 and not
-        7.4 ms."""
-        return 5 * CACHE_LINE if self.strip == self.plan.lanes else 8 * self.strip + CACHE_LINE
+    def _steps(self, geometry: tuple[int, ...]) -> list[tuple[int, int]]:
+        """The bytes between neighbours along the last axis, and along the one before, of each strided array."""
+        last, before = self.dimensions - 1, max(0, self.dimensions - 2)
+        slots = range(self.dimensions, len(geometry), self.dimensions)
+        return [(geometry[slot + last], geometry[slot + before]) for slot in slots]
 
     def parts(self, most: int) -> Iterator[tuple[int, "KernelKey"]]:
         """The kernels that do this one's work, each with at most so many of the sums: (the position of its first sum,
@@ -115,10 +138,6 @@ class KernelKey:
         for first in range(0, len(sums), share):
             bins = 0 if first else self.recipe.bins
             yield first, replace(self, recipe=replace(self.recipe, sums=sums[first : first + share], bins=bins))
-
-    def staging(self, role: str) -> int:
-        """The byte offset of its row in a CPU thread's scratch."""
-        return self.per_sum * max(1, len(self.recipe.sums)) + self.row * self.position(role)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -134,15 +153,103 @@ class KernelKey:
             used.add("counted")
         return tuple(field for field in FIELDS if field in used)
 
+
+@dataclass(frozen=True)
+class Scratch:
+    """What a CPU thread's own memory holds for a kernel, by the number of its first byte, and how large it is.
+
+    First the accumulators: for each sum the high parts of all lanes, then the low parts. Then rows: one for each field
+    of the samples that the sums need, three for what goes into a histogram. Then pieces of strided arrays.
+    """
+
+    key: KernelKey
+    along_axes: bool = False
+
     @property
-    def staged_at(self) -> int:
-        """The byte offset of the rows in a CPU thread's scratch that hold them."""
-        return self.per_sum * max(1, len(self.recipe.sums)) + self.row * len(self.layouts)
+    def per_sum(self) -> int:
+        """The bytes of the accumulators of one sum."""
+        return 16 * self.key.plan.lanes + self._apart
+
+    @property
+    def row(self) -> int:
+        """The bytes of one row of 8-byte cells."""
+        return 8 * self.key.plan.lanes + self._apart
+
+    @property
+    def _apart(self) -> int:
+        """The bytes left free behind the accumulators of a sum, and behind a row. Without them the same lane of each
+        lies a multiple of 4 KiB from the others, in one set of the L1 cache: 10^7 losses with 8 sums took 8.5 and not
+        7.4 ms."""
+        return 5 * CACHE_LINE if self.key.strip == self.key.plan.lanes else 8 * self.key.strip + CACHE_LINE
+
+    @property
+    def kept(self) -> int:
+        """Where the rows of the fields begin."""
+        return self.per_sum * max(1, len(self.key.recipe.sums))
+
+    @property
+    def field(self) -> int:
+        """The bytes of one of them. Along axes it holds several rows of lanes, or runs of few outputs."""
+        if not self.along_axes:
+            return self.row
+        plan = self.key.plan
+        return self.key.itemsize * max(TURNED * plan.chunk * FEW_OUTPUTS, STEPS * plan.lanes) + self._apart
+
+    @property
+    def placed(self) -> int:
+        """Where the rows for the histogram begin."""
+        return self.kept + self.field * len(self.key.fields)
+
+    @property
+    def turned(self) -> int:
+        """Where the fields are kept of TURNED elements of as many runs, element by element."""
+        rows = 3 * self.row + self.field if self.key.recipe.bins else 0
+        return -(-(self.placed + rows) // CACHE_LINE) * CACHE_LINE
+
+    @property
+    def turned_field(self) -> int:
+        """The bytes of one of these."""
+        return TURNED * TURNED * self.key.itemsize
+
+    @property
+    def pairs(self) -> int:
+        """Where the pairs of as many runs are: for each sum the high parts, then the low parts; run by run for each of
+        the outputs."""
+        return self.turned + self.turned_field * len(self.key.fields)
+
+    @property
+    def part(self) -> int:
+        """The bytes of the high parts of one sum."""
+        return 8 * TURNED * FEW_OUTPUTS
 
     @made_once
-    def placing(self) -> int:
-        """The byte offset of the rows in a CPU thread's scratch that hold what goes into the histogram."""
-        return self.staged_at + self.row * len(self.fields)
+    def pieces(self) -> int:
+        """Where the pieces of strided arrays begin."""
+        end = self.pairs + 2 * self.part * len(self.key.recipe.sums) if self.along_axes else self.turned
+        return -(-end // CACHE_LINE) * CACHE_LINE
+
+    @made_once
+    def staged(self) -> dict[str, tuple[int, int, int]]:
+        """The arrays of which there are pieces: for each the bytes of an element, those of the elements of the arrays
+        before it, and how far its piece lies behind theirs."""
+        found: dict[str, tuple[int, int, int]] = {}
+        before = apart = 0
+        for name, layout in zip(self.key.arrays, self.key.layouts, strict=True):
+            if layout == STRIDED or (self.every and layout == FLAT):
+                size = ITEMSIZE[getattr(self.key.recipe, name, None) or self.key.recipe.stored]
+                found[name] = size, before, apart
+                before, apart = before + size, apart + 5 * CACHE_LINE
+        return found
+
+    @property
+    def every(self) -> bool:
+        """Whether there are pieces of flat arrays too."""
+        return self.along_axes and self.key.scattered
+
+    def cells(self, room: int) -> int:
+        """The 8-byte cells that it takes, with pieces of ``room`` elements."""
+        pieces = sum(size * room + 5 * CACHE_LINE for size, _, _ in self.staged.values())
+        return -(-(self.pieces + pieces) // 8)
 
 
 class SettleKey(NamedTuple):

@@ -82,7 +82,7 @@ def _compiled(function, kind: str, key: object, signature: tuple):
 @_once
 def whole(key: KernelKey):
     """kernels.whole for this key."""
-    return _compiled(kernels.whole(key), "whole", key, (_I, _I, _I, *element_arguments(key), _I, _I, _I, _I, _I))
+    return _compiled(kernels.whole(key), "whole", key, (_I, _I, _I, _I, *element_arguments(key), _I, _I, _I, _I, _I))
 
 
 @_once

@@ -1,21 +1,20 @@
 """The kernels on a CPU: one call works on a range of blocks, the lanes of a row are SIMD lanes.
 
-Everything in memory is an address. ``scratch`` is private to the calling thread: first the accumulators (for each sum
-the high parts of all lanes, then the low parts), then rows of 8-byte cells: one for each array, of which strided ones
-are used, one for each field of the samples that the sums need, and three for what goes into a histogram.
+Everything in memory is an address. ``scratch`` is private to the calling thread; kernel_key.Scratch says what is where.
 """
 
 from functools import cache
 
 from numba import njit, types
 
-from gpubce.backends.kernel_key import KernelKey, SettleKey
+from gpubce.backends.kernel_key import FEW_OUTPUTS, STEPS, KernelKey, Scratch, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
 from gpubce.spec.elements import element, may_be_hard, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.plan import Plan
-from gpubce.spec.precision import INTEGERS, ITEMSIZE, widened
+from gpubce.spec.precision import widened
 from gpubce.spec.primitives import (
+    TURNED,
     WIDE_TYPES,
     add_atomically,
     add_to_pair,
@@ -25,9 +24,9 @@ from gpubce.spec.primitives import (
     storer,
     strided_offset,
     subroutine,
+    transposer,
 )
 from gpubce.spec.quantities import FIELDS, collector
-from gpubce.spec.recipe import Recipe
 
 inlined = njit(inline="always", error_model="numpy")
 
@@ -35,16 +34,6 @@ load_real = loader("float64", region="scratch")
 store_real = storer("float64", region="scratch")
 load_pair = loader("float64", region="outputs")
 store_pair = storer("float64", region="outputs")
-
-
-def scratch_cells(key: KernelKey) -> int:
-    """How many 8-byte cells of scratch one thread needs."""
-    return (key.placing + key.row * (3 if key.recipe.bins else 0)) // 8
-
-
-@subroutine(types.void)
-def _no_move(addresses, geometry, start, count, scratch):
-    pass
 
 
 @subroutine(types.boolean)
@@ -58,16 +47,12 @@ def _discard(addresses, start, lane, scratch, value):
 
 
 def _reader(key: KernelKey, role: str):
-    """(stage, read) for one input: bring a row of a strided array into scratch, and read one lane of the row."""
+    """The subroutine that reads one lane of one input. Strided arrays are flat by then: see :func:`_stager`."""
     storage = getattr(key.recipe, role)
     if storage is None:
-        return _no_move, _absent
+        return _absent
     k = key.position(role)
-    if key.layouts[k] == SCALAR:
-        return _no_move, _scalar_reader(storage, k)
-    if key.layouts[k] == FLAT:
-        return _no_move, _flat_reader(storage, k)
-    return _strided_reader(storage, k, key.dimensions, key.slot(role), key.staging(role))
+    return _scalar_reader(storage, k) if key.layouts[k] == SCALAR else _flat_reader(storage, k)
 
 
 def _scalar_reader(storage: str, k: int):
@@ -90,86 +75,11 @@ def _flat_reader(storage: str, k: int):
     return read_flat
 
 
-def _walk(storage: str, dimensions: int, slot: int, move):
-    """The subroutine that calls move(address, lane, scratch) for ``count`` elements of a strided array, from ``start``
-    on in C order, whose lanes begin at 0.
-
-    Within the last two axes it goes along the one with the shorter steps, whose elements share cache lines and pages.
-    """
-    offset = strided_offset(dimensions, slot)
-    innermost = dimensions - 1
-    outer = max(0, dimensions - 2)
-    step, outer_step = dimensions * (1 + slot) + innermost, dimensions * (1 + slot) + outer
-    PLANE, SIZE = dimensions > 1, ITEMSIZE[storage]
-
-    @subroutine(types.void)
-    def walk(address, geometry, start, count, scratch):
-        inner = geometry[innermost]
-        across, down = geometry[step], geometry[outer_step]
-        done = 0
-        while done < count:
-            index = start + done
-            place = index % inner
-            base = address + offset(index, geometry)
-            rows = 1
-            if PLANE and place == 0 and abs(down) < abs(across):
-                rows = min(geometry[outer] - index // inner % geometry[outer], (count - done) // inner)
-            if rows > 1:
-                for column in range(inner):
-                    for row in range(rows):
-                        move(base + column * across + row * down, done + row * inner + column, scratch)
-                done += rows * inner
-            else:
-                run = min(inner - place, count - done)
-                # The two that are common, with steps that the compiler knows: vectors.
-                if across == 0:
-                    for column in range(run):
-                        move(base, done + column, scratch)
-                elif across == SIZE:
-                    for column in range(run):
-                        move(base + column * SIZE, done + column, scratch)
-                else:
-                    for column in range(run):
-                        move(base + column * across, done + column, scratch)
-                done += run
-
-    return walk
-
-
-def _strided_reader(storage: str, k: int, dimensions: int, slot: int, staging: int):
-    load = loader(storage)
-    kept = storage if storage in INTEGERS else widened(storage)
-    keep, recall = storer(kept, region="scratch"), loader(kept, region="scratch")
-
-    @subroutine(types.void)
-    def bring(address, lane, scratch):
-        keep(scratch + staging, lane, load(address, 0))
-
-    walk = _walk(storage, dimensions, slot, bring)
-
-    @subroutine(types.void)
-    def stage(addresses, geometry, start, count, scratch):
-        walk(addresses[k], geometry, start, count, scratch)
-
-    @subroutine(WIDE_TYPES[widened(storage)])
-    def read_staged(addresses, start, lane, scratch):
-        return recall(scratch + staging, lane)
-
-    return stage, read_staged
-
-
 def _writer(key: KernelKey, role: str):
-    """(write, unstage) for one output: write one lane of a row, and bring a row from scratch to a strided array."""
+    """The subroutine that writes one lane of one output."""
     if role not in key.recipe.outputs:
-        return _discard, _no_move
-    k = key.position(role)
-    if key.layouts[k] == FLAT:
-        return _flat_writer(key.recipe.stored, k), _no_move
-    return _strided_writer(key.recipe, k, key.dimensions, key.slot(role), key.staging(role))
-
-
-def _flat_writer(storage: str, k: int):
-    store = storer(storage)
+        return _discard
+    store, k = storer(key.recipe.stored), key.position(role)
 
     @subroutine(types.void)
     def write_flat(addresses, start, lane, scratch, value):
@@ -178,26 +88,171 @@ def _flat_writer(storage: str, k: int):
     return write_flat
 
 
-def _strided_writer(recipe: Recipe, k: int, dimensions: int, slot: int, staging: int):
-    store = storer(recipe.stored)
-    keep = storer(recipe.compute, region="scratch")
-    recall = loader(recipe.compute, region="scratch")
+# Strided arrays. The kernels bring a piece of each into scratch, in C order, and find it there. A piece is ``rows``
+# times ``wide`` elements, each row ``pitch`` elements behind the one before.
+
+
+@cache
+def _tile_mover(size: int, inwards: bool):
+    """The subroutine that moves ``rows`` times ``columns`` elements of so many bytes from an array to scratch (inwards)
+    or back. There, rows lie ``down`` and columns ``across`` bytes apart; here, in scratch, rows lie ``pitch`` bytes
+    apart."""
+    storage = f"uint{8 * size}"
+    transpose = transposer(size)
+    take, put = loader(storage, region="array"), storer(storage, region="piece")
+    take_back, put_back = loader(storage, region="piece"), storer(storage, region="array")
 
     @subroutine(types.void)
-    def take(address, lane, scratch):
-        store(address, 0, recall(scratch + staging, lane))
-
-    walk = _walk(recipe.stored, dimensions, slot, take)
-
-    @subroutine(types.void)
-    def write_staged(addresses, start, lane, scratch, value):
-        keep(scratch + staging, lane, value)
+    def move_one(there, far, here, near):
+        if inwards:
+            put(here, near, take(there, far))
+        else:
+            put_back(there, far, take_back(here, near))
 
     @subroutine(types.void)
-    def unstage(addresses, geometry, start, count, scratch):
-        walk(addresses[k], geometry, start, count, scratch)
+    def move_columns(there, down, across, here, pitch, rows, columns):
+        for column in range(columns):
+            for row in range(rows):
+                move_one(there + row * down + column * across, 0, here + row * pitch, column)
 
-    return write_staged, unstage
+    @subroutine(types.void)
+    def move_rows(there, down, across, here, pitch, rows, columns):
+        for row in range(rows):
+            first, near = there + row * down, here + row * pitch
+            # The two that are common, with steps that the compiler knows: vectors.
+            if across == 0:
+                for column in range(columns):
+                    move_one(first, 0, near, column)
+            elif across == size:
+                for column in range(columns):
+                    move_one(first, column, near, column)
+            else:
+                for column in range(columns):
+                    move_one(first + column * across, 0, near, column)
+
+    @subroutine(types.void)
+    def move_tile(there, down, across, here, pitch, rows, columns):
+        if rows == 1 or down == 0 or abs(down) >= abs(across):
+            move_rows(there, down, across, here, pitch, rows, columns)
+        elif down != size:
+            move_columns(there, down, across, here, pitch, rows, columns)
+        else:
+            tall, wide = rows // TURNED * TURNED, columns // TURNED * TURNED
+            for left in range(0, wide, TURNED):
+                for top in range(0, tall, TURNED):
+                    far, near = there + left * across + top * size, here + top * pitch + left * size
+                    if inwards:
+                        transpose(far, across, near, pitch)
+                    else:
+                        transpose(near, pitch, far, across)
+            move_columns(there + tall * down, down, across, here + tall * pitch, pitch, rows - tall, wide)
+            move_columns(there + wide * across, down, across, here + wide * size, pitch, rows, columns - wide)
+
+    return move_tile
+
+
+@cache
+def _flat_mover(size: int, inwards: bool):
+    """The subroutine that moves a piece of a flat array."""
+    move_tile = _tile_mover(size, inwards)
+
+    @subroutine(types.void)
+    def move_piece(there, geometry, start, rows, wide, pitch, here):
+        move_tile(there + start * size, pitch * size, size, here, wide * size, rows, wide)
+
+    return move_piece
+
+
+@cache
+def _strided_mover(size: int, dimensions: int, slot: int, inwards: bool):
+    """The subroutine that moves a piece of a strided array. It looks for tiles, of the two last axes: whole lines of
+    the last one where rows follow one another, else parts of it as long as a row."""
+    move_tile, offset = _tile_mover(size, inwards), strided_offset(dimensions, slot)
+    innermost = dimensions - 1
+    outer = max(0, dimensions - 2)
+    step, outer_step = dimensions * (1 + slot) + innermost, dimensions * (1 + slot) + outer
+    PLANE = dimensions > 1
+
+    @subroutine(types.void)
+    def move_piece(there, geometry, start, rows, wide, pitch, here):
+        inner = geometry[innermost]
+        across, down = geometry[step], geometry[outer_step]
+        count, in_order = rows * wide, pitch == wide
+        done = 0
+        while done < count:
+            row = done // wide
+            index = start + row * pitch + (done - row * wide)
+            place = index % inner
+            columns = min(inner - place, count - done if in_order else (row + 1) * wide - done)
+            tall = 1
+            if PLANE:
+                below = geometry[outer] - index // inner % geometry[outer]
+                if in_order and columns == inner:
+                    tall = min(below, (count - done) // inner)
+                elif pitch == inner and columns == wide:
+                    tall = min(below, rows - row)
+            move_tile(there + offset(index, geometry), down, across, here + done * size, columns * size, tall, columns)
+            done += tall * columns
+
+    return move_piece
+
+
+@subroutine(types.void)
+def _move_nothing(addresses, geometry, start, rows, wide, pitch, scratch, room):
+    pass
+
+
+def _stager(memory: Scratch):
+    """(bring, find, give): bring a piece of the inputs into scratch, where it may have ``room`` elements; the addresses
+    at which the kernel finds all arrays then; give back the outputs' piece.
+
+    Where flat arrays are brought too (``memory.every``), elements are found at the indices from ``start`` on. Elsewhere
+    each is found at the index that it has in C order, so a piece of more than one row needs ``pitch == wide``.
+    """
+    key, bring, give, find = memory.key, _move_nothing, _move_nothing, None
+    for k, name in enumerate(key.arrays):
+        size, before, apart = memory.staged.get(name, (0, 0, 0))
+        find = _found(find, k, size, before, apart)
+        if size:
+            inwards = name in key.recipe.roles
+            if key.layouts[k] == FLAT:
+                move = _flat_mover(size, inwards)
+            else:
+                move = _strided_mover(size, key.dimensions, key.slot(name), inwards)
+            if inwards:
+                bring = _moving(bring, move, k, before, apart)
+            else:
+                give = _moving(give, move, k, before, apart)
+    return bring, find or _found(None, 0, 0, 0, 0), give
+
+
+def _moving(others, move, k: int, before: int, apart: int):
+    """The subroutine that does what ``others`` does, and moves a piece of array k, which begins ``apart`` bytes behind
+    those that have ``before`` bytes of each element."""
+
+    @subroutine(types.void)
+    def move_pieces(addresses, geometry, start, rows, wide, pitch, scratch, room):
+        others(addresses, geometry, start, rows, wide, pitch, scratch, room)
+        move(addresses[k], geometry, start, rows, wide, pitch, scratch + before * room + apart)
+
+    return move_pieces
+
+
+def _found(others, k: int, size: int, before: int, apart: int):
+    """The subroutine that gives the addresses of the arrays up to k; a ``size`` of 0 leaves it where it is."""
+
+    @subroutine(types.UniTuple(types.int64, 1))
+    def own(addresses, start, scratch, room):
+        return (scratch + before * room + apart - start * size,) if size else (addresses[k],)
+
+    if others is None:
+        return own
+
+    @subroutine(types.UniTuple(types.int64, k + 1))
+    def all_of_them(addresses, start, scratch, room):
+        return others(addresses, start, scratch, room) + own(addresses, start, scratch, room)
+
+    return all_of_them
 
 
 @subroutine(types.void)
@@ -267,14 +322,15 @@ def _add_no_row(scratch, count):
     pass
 
 
-def _lane_adder(key: KernelKey):
+def _lane_adder(memory: Scratch):
     """(take, add_row): take one sample of a row; then add what the row's samples say to the accumulators of their
     lanes."""
+    key = memory.key
     names, compensated = key.recipe.sums, key.recipe.compensated
     if not names:
         return _take_nothing, _add_no_row
-    accumulate = _accumulator(len(names), key.per_sum // 8, key.plan.lanes, compensated)
-    keep, recall = _rows_of(key.fields, key.recipe.compute, key.staged_at, key.row)
+    accumulate = _accumulator(len(names), memory.per_sum // 8, key.plan.lanes, compensated)
+    keep, recall = _rows_of(key.fields, key.recipe.compute, memory.kept, memory.field)
     collect = collector(names, key.fields)
 
     @subroutine(types.void)
@@ -290,36 +346,119 @@ def _add_no_pairs(scratch, steps, wide, pairs, apart):
     pass
 
 
-def _output_adder(key: KernelKey):
-    """(take, add_steps): take one sample of a row of ``steps`` times ``wide`` outputs; then add each step's samples to
-    the pairs of the outputs. Those of sum k have their high parts from ``pairs + 2 k apart`` on, their low parts
-    ``apart`` behind them."""
-    names = key.recipe.sums
+@subroutine(types.void)
+def _add_no_runs(scratch, runs, outputs, length, pairs, apart):
+    pass
+
+
+def _output_adder(memory: Scratch):
+    """(take, add_steps, add_runs): take one sample of a row; then add to the pairs of the outputs the samples of
+    ``steps`` times ``wide`` outputs, one step after the other, or those of several runs.
+
+    The pairs of sum k have their high parts from ``pairs + 2 k apart`` on, their low parts ``apart`` behind them.
+    """
+    key = memory.key
+    names, real = key.recipe.sums, key.recipe.compute
     if not names:
-        return _take_nothing, _add_no_pairs
-    keep, recall = _rows_of(key.fields, key.recipe.compute, key.staged_at, key.row)
-    add_steps = _add_no_pairs
+        return _take_nothing, _add_no_pairs, _add_no_runs
+    keep, recall = _rows_of(key.fields, real, memory.kept, memory.field)
+    _, recall_turned = _rows_of(key.fields, real, memory.turned, memory.turned_field)
+    add_steps = add_turned = _add_no_pairs
     for k, name in enumerate(names):
-        add_steps = _pair_adder(k, add_steps, collector((name,), key.fields), recall)
-    return keep, add_steps
+        collect = collector((name,), key.fields)
+        add_steps = _step_adder(k, add_steps, collect, recall)
+        add_turned = _turned_adder(k, add_turned, collect, recall_turned, memory.part)
+    return keep, add_steps, _run_adder(memory, add_turned)
 
 
-def _pair_adder(k: int, before, collect, recall):
+def _step_adder(k: int, before, collect, recall):
     """The subroutine that does what ``before`` does, and adds the samples of sum k."""
+
+    def several(number: int):
+        """The subroutine that adds so many steps to each pair before it goes on to the next one."""
+
+        @subroutine(types.void)
+        def add(scratch, step, wide, highs, lows):
+            for o in range(wide):
+                hi, lo = load_pair(highs, o), load_pair(lows, o)
+                for more in range(number):
+                    hi, lo = add_to_pair(hi, lo, collect(recall(scratch, (step + more) * wide + o))[0])
+                store_pair(highs, o, hi)
+                store_pair(lows, o, lo)
+
+        return add
+
+    add_some, add_one = several(STEPS), several(1)
 
     @subroutine(types.void)
     def add_steps(scratch, steps, wide, pairs, apart):
         before(scratch, steps, wide, pairs, apart)
         highs = pairs + 2 * k * apart
-        lows = highs + apart
-        for step in range(steps):
-            for o in range(wide):
-                value = collect(recall(scratch, step * wide + o))[0]
-                hi, lo = add_to_pair(load_pair(highs, o), load_pair(lows, o), value)
-                store_pair(highs, o, hi)
-                store_pair(lows, o, lo)
+        even = steps // STEPS * STEPS
+        for step in range(0, even, STEPS):
+            add_some(scratch, step, wide, highs, highs + apart)
+        for step in range(even, steps):
+            add_one(scratch, step, wide, highs, highs + apart)
 
     return add_steps
+
+
+# Few outputs would fill a part of a register. Then runs are its lanes: the fields of as many runs are turned, so that
+# the same element of all runs lies side by side.
+
+
+def _turned_adder(k: int, before, collect, recall, part: int):
+    """The subroutine that does what ``before`` does, and adds sum k of TURNED elements of ``runs`` runs, the first of
+    which belongs to output ``o``."""
+
+    @subroutine(types.void)
+    def add_turned(scratch, runs, outputs, o, pairs):
+        before(scratch, runs, outputs, o, pairs)
+        highs = pairs + 2 * k * part
+        for t in range(TURNED):
+            own = highs + 8 * TURNED * o
+            for run in range(runs):
+                value = collect(recall(scratch, t * TURNED + run))[0]
+                hi, lo = add_to_pair(load_pair(own, run), load_pair(own + part, run), value)
+                store_pair(own, run, hi)
+                store_pair(own + part, run, lo)
+            o = o + 1 if o + 1 < outputs else 0
+
+    return add_turned
+
+
+def _run_adder(memory: Scratch, add_turned):
+    """The subroutine that adds ``runs`` runs, TURNED at most, of ``length`` kept samples each. Their pairs follow one
+    another."""
+    key, part, sums = memory.key, memory.part, len(memory.key.recipe.sums)
+    fields, size = len(key.fields), key.itemsize
+    kept, field, transpose = memory.kept, memory.field, transposer(size)
+    turned, turned_field, own_pairs = memory.turned, memory.turned_field, memory.pairs
+
+    @subroutine(types.void)
+    def add_runs(scratch, runs, outputs, length, pairs, apart):
+        own = scratch + own_pairs
+        for cell in range(2 * sums * part // 8):
+            store_pair(own, cell, 0.0)
+        o = 0
+        for t in range(0, length, TURNED):
+            for number in range(fields):
+                transpose(
+                    scratch + kept + number * field + t * size,
+                    length * size,
+                    scratch + turned + number * turned_field,
+                    TURNED * size,
+                )
+            add_turned(scratch, runs, outputs, o, own)
+            o = (o + TURNED) % outputs
+        for place in range(2 * sums):
+            for run in range(runs):
+                for o in range(outputs):
+                    store_pair(
+                        pairs + place * apart, run * outputs + o, load_pair(own + place * part, TURNED * o + run)
+                    )
+
+    return add_runs
 
 
 _load_count, _store_count = loader("int64", region="outputs"), storer("int64", region="outputs")
@@ -345,19 +484,20 @@ def _add_no_rows(histogram, unit, scratch, count, first, wide):
     pass
 
 
-def _histogram(key: KernelKey):
+def _histogram(memory: Scratch):
     """(place, add, add_rows): keep in scratch where one lane of a row falls; then add ``count`` lanes to a histogram,
     or rows of ``wide`` lanes to the histograms from number ``first`` on.
 
     Samples are vectorised, additions to a histogram are not: hence the two steps.
     """
+    key = memory.key
     if not key.recipe.bins:
         return _place_nowhere, _add_nothing, _add_no_rows
     keep_cell, recall_cell = storer("int32", region="scratch"), loader("int32", region="scratch")
     keep, recall = storer("int64", region="scratch"), loader("int64", region="scratch")
     increase = add_atomically if key.shared else _add_alone
     QUANTISED = key.recipe.quantised
-    cells_at, positives_at, negatives_at = (key.placing + key.row * place for place in range(3))
+    cells_at, positives_at, negatives_at = (memory.placed + memory.row * place for place in range(3))
     label = 8 * histogram_cells(key.recipe.bins)
 
     @subroutine(types.void)
@@ -392,26 +532,21 @@ def _histogram(key: KernelKey):
     return place, add, add_rows
 
 
-def _row(key: KernelKey, take):
+def _row(memory: Scratch, take):
     """The inlined function that works on the elements [start, start + count), at most one row of lanes: writes the
     outputs, takes each sample, and keeps what goes into the histogram.
 
     ``hard`` says that the last row's targets were all 0 or 1. Then this row's are taken for that, and done once more if
     they are not; what it gives is the ``hard`` of the next row.
     """
+    key = memory.key
     LOOKS = may_be_hard(key.recipe)
-    stage_prediction, prediction = _reader(key, "prediction")
-    stage_baseline, baseline = _reader(key, "baseline")
-    stage_target, target = _reader(key, "target")
-    stage_weight, weight = _reader(key, "weight")
-    stage_mask, mask = _reader(key, "mask")
-    stage_pos_weight, pos_weight = _reader(key, "pos_weight")
-    stage_label_weight, label_weight = _reader(key, "label_weight")
-    stage_scale, scale = _reader(key, "scale")
-    write_loss, unstage_loss = _writer(key, "loss")
-    write_gradient, unstage_gradient = _writer(key, "gradient")
-    write_hessian, unstage_hessian = _writer(key, "hessian")
-    place, _, _ = _histogram(key)
+    prediction, baseline, target = _reader(key, "prediction"), _reader(key, "baseline"), _reader(key, "target")
+    weight, mask, scale = _reader(key, "weight"), _reader(key, "mask"), _reader(key, "scale")
+    pos_weight, label_weight = _reader(key, "pos_weight"), _reader(key, "label_weight")
+    write_loss, write_gradient = _writer(key, "loss"), _writer(key, "gradient")
+    write_hessian = _writer(key, "hessian")
+    place, _, _ = _histogram(memory)
 
     def lanes(sample):
         """The inlined function that does this to each sample. It says whether all targets were 0 or 1, where that is of
@@ -450,22 +585,11 @@ def _row(key: KernelKey, take):
     of_hard = lanes(element(key.recipe, hard=True)) if LOOKS else _not_hard
 
     @inlined
-    def row(hard, start, count, addresses, geometry, parameters, ignored, scratch):
-        stage_prediction(addresses, geometry, start, count, scratch)
-        stage_baseline(addresses, geometry, start, count, scratch)
-        stage_target(addresses, geometry, start, count, scratch)
-        stage_weight(addresses, geometry, start, count, scratch)
-        stage_mask(addresses, geometry, start, count, scratch)
-        stage_pos_weight(addresses, geometry, start, count, scratch)
-        stage_label_weight(addresses, geometry, start, count, scratch)
-        stage_scale(addresses, geometry, start, count, scratch)
+    def row(hard, start, count, addresses, parameters, ignored, scratch):
         if hard:
             hard = of_hard(start, count, addresses, parameters, ignored, scratch)
         if not hard:
             hard = of_all(start, count, addresses, parameters, ignored, scratch)
-        unstage_loss(addresses, geometry, start, count, scratch)
-        unstage_gradient(addresses, geometry, start, count, scratch)
-        unstage_hessian(addresses, geometry, start, count, scratch)
         return hard
 
     return row
@@ -530,17 +654,26 @@ def _clear(scratch, cells):
 
 
 def whole(key: KernelKey):
-    """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]. All samples go into one histogram."""
-    take, add_row = _lane_adder(key)
-    row, can_repeat = _row(key, take), _repeats(key)
-    _, add, _ = _histogram(key)
+    """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]. All samples go into one histogram.
+
+    Pieces of strided arrays have ``room`` elements: a row of lanes, or several blocks.
+    """
+    memory = Scratch(key)
+    take, add_row = _lane_adder(memory)
+    row, can_repeat = _row(memory, take), _repeats(key)
+    bring, find, give = _stager(memory)
+    _, add, _ = _histogram(memory)
     sums = len(key.recipe.sums)
     lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
-    per_sum, strip = key.per_sum, key.strip
+    per_sum, strip, pieces = memory.per_sum, key.strip, memory.pieces
     tree = _tree(lanes, key.recipe.compensated)
 
-    def blocks(first, last, n, addresses, geometry, parameters, ignored, scratch, partials, count, histogram, unit):
+    def blocks(
+        first, last, room, n, addresses, geometry, parameters, ignored, scratch, partials, count, histogram, unit
+    ):
         hard = again = can_repeat(addresses)
+        piece = beyond = 0
+        found = find(addresses, piece, scratch + pieces, room)
         for block in range(first, last):
             _clear(scratch, sums * per_sum // 8)
             for left in range(0, lanes, strip):
@@ -549,9 +682,17 @@ def whole(key: KernelKey):
                     start = block * block_size + r * lanes + left
                     if start < n:
                         wide = min(strip, lanes - left, n - start)
-                        hard = again & row(hard, start, wide, addresses, geometry, parameters, ignored, here)
+                        if start < piece or start >= beyond:
+                            piece, beyond = start, min(start + room, last * block_size, n)
+                            held = beyond - piece
+                            bring(addresses, geometry, piece, 1, held, held, scratch + pieces, room)
+                            found = find(addresses, piece, scratch + pieces, room)
+                        hard = again & row(hard, start, wide, found, parameters, ignored, here)
                         add_row(here, wide)
                         add(histogram, unit, here, wide)
+                        if start + wide == beyond:
+                            held = beyond - piece
+                            give(addresses, geometry, piece, 1, held, held, scratch + pieces, room)
             width = first_width(lanes, min(lanes, n - block * block_size))
             for k in range(sums):
                 tree(scratch + k * per_sum, width)
@@ -565,14 +706,20 @@ def along_axes(key: KernelKey):
     """Sum runs of ``chunk`` reduced elements of each output, in order. Element r of output o has index r outputs + o.
 
     One task is one run of one tile of at most ``widest`` outputs. Run c leaves the pair of sum k for output o at
-    partials[k, :, c, o]. A row of scratch holds as many reduced elements of the tile as fit; they are then added to the
-    pairs one reduced element after the other. Each output has its own histogram.
+    partials[k, :, c, o]. A row of lanes holds as many reduced elements of the tile as fit. What they leave is added to
+    the pairs for at least STEPS reduced elements at once, or for several runs. Each output has its own histogram.
+
+    Strided arrays are brought into scratch for one row at a time; where predictions or targets are strided, all arrays
+    are, for as many elements as a block has.
     """
-    take, add_steps = _output_adder(key)
-    row, can_repeat = _row(key, take), _repeats(key)
-    _, _, add_rows = _histogram(key)
-    sums = len(key.recipe.sums)
-    lanes, chunk = key.plan.lanes, key.plan.chunk
+    memory = Scratch(key, along_axes=True)
+    take, add_steps, add_runs = _output_adder(memory)
+    row, can_repeat = _row(memory, take), _repeats(key)
+    bring, find, give = _stager(memory)
+    _, _, add_rows = _histogram(memory)
+    sums, size = len(key.recipe.sums), key.itemsize
+    lanes, chunk, room, pieces = key.plan.lanes, key.plan.chunk, key.plan.block, memory.pieces
+    EVERY = memory.every
 
     def runs(
         first,
@@ -592,26 +739,47 @@ def along_axes(key: KernelKey):
     ):
         tile = min(outputs, widest)
         across = (outputs + tile - 1) // tile
-        together = lanes // tile if tile == outputs else 1
+        together = lanes // tile if EVERY or tile == outputs else 1
+        deep = room // tile if EVERY else together
         apart = 8 * count * outputs
+        few = outputs <= FEW_OUTPUTS and tile == outputs and chunk * outputs % TURNED == 0
         hard = again = can_repeat(addresses)
+        member = members = 0
         for task in range(first, last):
-            run = task // across
-            left = task % across * tile
+            if member == members:
+                member = 0
+                members = TURNED if few and task + TURNED <= last and (task + TURNED) * chunk <= reduced else 1
+            # Runs of one tile read on in the same lines of scattered arrays, tiles of one run in those of others.
+            run, left = (task % count, task // count * tile) if EVERY else (task // across, task % across * tile)
             end = min((run + 1) * chunk, reduced)
             wide = min(tile, outputs - left)
             pairs = partials + 8 * (run * outputs + left)
             for part in range(2 * sums):
                 for o in range(wide):
                     store_pair(pairs + part * apart, o, 0.0)
+            kept = member * chunk
             r = run * chunk
             while r < end:
-                taken = min(together, end - r)
+                held = min(deep, end - r)
                 start = r * outputs + left
-                hard = again & row(hard, start, taken * wide, addresses, geometry, parameters, ignored, scratch)
-                add_rows(histogram, unit, scratch, taken * wide, left, wide)
-                add_steps(scratch, taken, wide, pairs, apart)
-                r += taken
+                bring(addresses, geometry, start, held, wide, outputs, scratch + pieces, room)
+                found = find(addresses, start, scratch + pieces, room)
+                done = 0
+                while done < held:
+                    taken = min(together, held - done)
+                    here = scratch + size * kept * wide
+                    hard = again & row(hard, start + done * wide, taken * wide, found, parameters, ignored, here)
+                    add_rows(histogram, unit, here, taken * wide, left, wide)
+                    done += taken
+                    kept += taken
+                    if members == 1 and (kept >= STEPS or r + done == end):
+                        add_steps(scratch, kept, wide, pairs, apart)
+                        kept = 0
+                give(addresses, geometry, start, held, wide, outputs, scratch + pieces, room)
+                r += held
+            member += 1
+            if member == TURNED:
+                add_runs(scratch, TURNED, outputs, chunk * outputs, partials + 8 * (run + 1 - TURNED) * outputs, apart)
 
     return runs
 
@@ -631,8 +799,9 @@ def combine(plan: Plan):
             block = (task // outputs) % blocks
             k = task // (outputs * blocks)
             base = block * block_size
-            _clear(scratch, lanes)
-            _clear(scratch + low, lanes)
+            width = first_width(lanes, min(lanes, size - base))
+            _clear(scratch, max(1, 2 * width))
+            _clear(scratch + low, max(1, 2 * width))
             for r in range(rows):
                 start = base + r * lanes
                 for lane in range(min(lanes, size - start)):
@@ -645,7 +814,7 @@ def combine(plan: Plan):
                     )
                     store_real(scratch, lane, hi)
                     store_real(scratch + low, lane, lo)
-            tree(scratch, first_width(lanes, min(lanes, size - base)))
+            tree(scratch, width)
             store_real(target, (2 * k * blocks + block) * outputs + o, load_real(scratch, 0))
             store_real(target, ((2 * k + 1) * blocks + block) * outputs + o, load_real(scratch, lanes))
 

@@ -11,8 +11,7 @@ import numba
 import numpy as np
 
 from gpubce.backends.cpu import compile as compiled
-from gpubce.backends.cpu.kernels import scratch_cells
-from gpubce.backends.kernel_key import SettleKey
+from gpubce.backends.kernel_key import Scratch, SettleKey
 from gpubce.backends.pipeline import Repeat
 from gpubce.backends.threads import Work, share
 from gpubce.spec.bins import cells as histogram_cells
@@ -50,15 +49,19 @@ class CpuEngine:
         self.threads = threads or thread_count()
 
     def whole(self, key, elements, *work):
-        self._pass(compiled.whole, key, (elements,), key.plan.blocks(elements), 1, elements, *work)
+        blocks = key.plan.blocks(elements)
+        room = min(key.room(work[1]), blocks * key.plan.block)
+        cells = Scratch(key).cells(room)
+        self._pass(compiled.whole, key, cells, (room, elements), blocks, 1, elements, *work)
 
     def along_axes(self, key, reduced, outputs, *work):
         tile = key.tile(work[1])
         tasks = key.plan.chunks(reduced) * -(-outputs // tile)
-        self._pass(compiled.along_axes, key, (tile, reduced, outputs), tasks, outputs, reduced * outputs, *work)
+        cells = Scratch(key, along_axes=True).cells(key.plan.block)
+        self._pass(compiled.along_axes, key, cells, (tile, reduced, outputs), tasks, outputs, reduced * outputs, *work)
 
     def _pass(
-        self, compile_for, key, size, tasks, outputs, elements,
+        self, compile_for, key, cells, size, tasks, outputs, elements,
         addresses, geometry, parameters, ignored, partials, count, histogram, unit,
     ):  # fmt: skip
         threads = self._threads(tasks, elements)
@@ -68,7 +71,6 @@ class CpuEngine:
             if counts.shared:
                 key = replace(key, shared=True)
         kernel = compile_for(key)
-        cells = scratch_cells(key)
 
         def begin():
             memory, scratch = compiled.scratch(cells)  # Memory lives as long as the work that it is given to.
@@ -111,8 +113,9 @@ class CpuEngine:
         if sizes != (1,):  # Threads are worth their while.
             return None
         kernel, settle = compiled.whole(key), None
-        states_at = ITEMSIZE[ACCUMULATOR] * scratch_cells(key)
-        cells = scratch_cells(key) + 2 * len(key.recipe.sums)
+        piece = min(key.room(geometry), key.plan.block)
+        states_at = ITEMSIZE[ACCUMULATOR] * Scratch(key).cells(piece)
+        cells = states_at // ITEMSIZE[ACCUMULATOR] + 2 * len(key.recipe.sums)
         if settlement is not None:
             settle_key, (outputs, _, _, *rest) = SettleKey.of(settlement)
             settle = compiled.settle(settle_key)
@@ -126,7 +129,7 @@ class CpuEngine:
                 spare = cells, *compiled.scratch(cells)
             scratch = spare[2]
             states = scratch + states_at
-            kernel(0, 1, elements, addresses, geometry, parameters, ignored, scratch, states, 1, 0, 1)
+            kernel(0, 1, piece, elements, addresses, geometry, parameters, ignored, scratch, states, 1, 0, 1)
             if settle is not None:
                 settle(outputs, states, result, *rest)
             first = ctypes.c_double.from_address(states).value
