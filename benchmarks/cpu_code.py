@@ -35,6 +35,12 @@ LOOPS = {
     "loss and gradient": {"outputs": ("gradient",), "sums": ("loss",), "scaled": True},
     "gradient": {"outputs": ("gradient",), "scaled": True},
     "gradient and hessian": {"outputs": ("gradient", "hessian")},
+    "all three, weight and mask": {
+        "weight": "float32",
+        "mask": "bool",
+        "outputs": ("loss", "gradient", "hessian"),
+        "sums": ("loss",),
+    },
     "focal loss": {"gamma": True, "sums": ("loss",)},
     "float64 loss": {"prediction": "float64", "target": "float64", "compute": "float64", "sums": ("loss",)},
 }

@@ -11,6 +11,7 @@ import gpubce
 from gpubce import BinaryCrossEntropy, Evaluator, dispatch
 from gpubce.backends import pipeline
 from gpubce.errors import DtypeError, InvalidValueError, ShapeError
+from gpubce.spec.bins import SPECIAL
 from gpubce.spec.plan import PLAN
 from gpubce.spec.recipe import Recipe
 from tests.backends import replaced
@@ -124,6 +125,33 @@ def test_weights_of_less_than_1_are_divided_by_too():
     by_positives = replace(logistic, denominator="positives", dtype="float64")
     total = replace(logistic, reduction="sum", dtype="float64")(LOGITS, CLASSES, weight=WEIGHT / 1024)
     assert by_positives(LOGITS, CLASSES, weight=WEIGHT / 1024) == total
+
+
+@pytest.mark.parametrize(
+    ("targets", "weight", "quantised"),
+    [(CLASSES, None, False), (CLASSES, WEIGHT, True), (SOFT, None, True), (SOFT, WEIGHT, True)],
+)
+def test_histograms_count_unless_samples_are_parts_of_one(passes, targets, weight, quantised):
+    Evaluator(from_logits=True, metrics=("roc_auc",), max_weight=2.0).update(LOGITS, targets, weight=weight)
+    assert [recipe.quantised for recipe in passes] == [quantised]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_histogram_has_two_cells_for_each_bin(passes, labels):
+    collection = replace(dispatch.NOTHING_MORE, bins=16)
+    loss = replace(logistic, axis=0) if labels else logistic
+    arguments = dispatch.Arguments(LOGITS, CLASSES)
+    state = dispatch.state(loss._formula, loss._reduction, arguments, collection)
+    assert state.histogram.shape == (*(5,) * labels, 16 + SPECIAL, 2)
+    assert np.count_nonzero(state.histogram) > 10, "the samples are spread"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_each_element_may_have_a_scale(size):
+    each, scale = replace(logistic, reduction="none"), np.arange(1.0, 1.0 + size, dtype=np.float32)
+    logits, classes = LOGITS.ravel()[:size], CLASSES.ravel()[:size]
+    _, gradient = each.value_and_grad(logits, classes, grad_scale=scale)
+    assert np.array_equal(gradient, scale * each.value_and_grad(logits, classes)[1])
 
 
 def test_sums_that_are_not_computed_are_right():

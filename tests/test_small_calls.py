@@ -179,10 +179,29 @@ def test_what_is_not_a_number_gives_that():
 
 def test_scales_are_told_apart():
     loss, (logits, targets, _) = BinaryCrossEntropy(from_logits=True), drawn(0)
-    arrays = (np.array(2.0), np.array(3.0, np.float32), np.array([4.0]), np.array(0.0), np.array(-0.0))
+    ones = (np.array([4.0]), np.array([5.0]))
+    arrays = (np.array(2.0), np.array(3.0, np.float32), *ones, np.array(0.0), np.array(-0.0))
     for scale in (1, 1.0, 2.0, -2.0, 0.0, -0.0, np.float32(2.0), *arrays) * 2:
         found = loss.value_and_grad(logits, targets, grad_scale=scale)
         assert same(found, replace(loss).value_and_grad(logits, targets, grad_scale=scale))
+
+
+def test_scales_that_are_arrays_are_repeated(sessions):
+    loss, (logits, targets, _) = BinaryCrossEntropy(from_logits=True), drawn(0)
+    for _ in range(3):
+        loss.value_and_grad(logits, targets, grad_scale=np.array(0.25))
+    assert times(sessions, loss) == 1
+
+
+def test_arrays_that_were_moved_are_moved_again(sessions, monkeypatch):
+    """Where they were is not where the kernel found them."""
+    again, loss, given = dispatch.Session.again, BinaryCrossEntropy(from_logits=True), drawn(0)[:2]
+    monkeypatch.setattr(
+        dispatch.Session, "again", lambda session, engine: (setattr(session, "moved", True), again(session, engine))[1]
+    )
+    for calls in (1, 2, 3):
+        loss(*given)
+        assert times(sessions, loss) == calls
 
 
 @pytest.mark.parametrize("scale", [1j, "x", None, np.datetime64("2026-01-01"), True, 1], ids=str)
