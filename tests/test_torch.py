@@ -562,3 +562,87 @@ def test_where_nobody_wants_a_gradient_there_is_no_function(monkeypatch):
     assert not found.requires_grad
     with torch.no_grad():
         assert ours.binary_cross_entropy_with_logits(logits.clone().requires_grad_(), targets) == expected
+
+
+# Small losses on a CPU, whose forward makes the gradient too ----------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch) -> list[str]:
+    """What was asked of the package, by the names of its functions."""
+    asked = []
+    for name in ("value", "value_and_grad", "derivatives"):
+        function = getattr(ours.dispatch, name)
+        monkeypatch.setattr(
+            ours.dispatch,
+            name,
+            lambda *given, _name=name, _function=function: (asked.append(_name), _function(*given))[1],
+        )
+    return asked
+
+
+SMALL_OPTIONS = {
+    "mean": {},
+    "sum": {"reduction": "sum"},
+    "by weights": {"denominator": "weights"},
+    "pos_weight": {"pos_weight": (2.0, 3.0, 0.5)},
+}
+
+
+@pytest.mark.parametrize("options", SMALL_OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_step_of_a_small_loss_is_one_pass(small, options, dtype):
+    options, y, w = SMALL_OPTIONS[options], torch.rand(40, 3) < 0.4, torch.rand(40, 3)
+    x = numbers(40, 3, dtype=torch.float32).to(dtype).requires_grad_()
+    value = ours.binary_cross_entropy_with_logits(x, y, w, **options)
+    value.backward()
+    assert small == ["value_and_grad"]
+    own = BinaryCrossEntropy(from_logits=True, **options)
+    expected = own.value_and_grad(x.detach(), y, weight=w)
+    assert torch.equal(value.detach(), expected[0])
+    assert torch.equal(x.grad, expected[1])
+    assert value.dtype == expected[0].dtype
+
+
+def test_what_else_a_small_loss_is_asked_for_is_computed(small):
+    """Another gradient than its own, a second time, or as a function of the inputs."""
+    x, y = numbers(5, dtype=torch.float32).requires_grad_(), torch.rand(5)
+    for scale in (1.0, 3.0):
+        (expected,) = torch.autograd.grad(theirs.binary_cross_entropy_with_logits(x, y), x)
+        (found,) = torch.autograd.grad(scale * ours.binary_cross_entropy_with_logits(x, y), x)
+        torch.testing.assert_close(found, scale * expected)
+    assert small == ["value_and_grad", "value_and_grad", "derivatives"]
+    value = ours.binary_cross_entropy_with_logits(x, y)
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    kept = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(value, x, retain_graph=True)
+    assert torch.equal(second, kept)
+    (third,) = torch.autograd.grad(value, x, create_graph=True)
+    assert third.requires_grad
+    assert torch.equal(third.detach(), kept)
+
+
+def test_inputs_of_a_small_loss_are_not_changed_before_backward():
+    x, y = numbers(5).requires_grad_(), torch.rand(5)
+    value = ours.binary_cross_entropy_with_logits(x, y)
+    y.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize(
+    "change", [{"reduction": "none"}, {"axis": 0}, {"pos_weight": True}, {"size": 2**13 + 1}], ids=str
+)
+def test_other_losses_keep_the_inputs_alone(small, change):
+    x = numbers(change.pop("size", 4), dtype=torch.float32).requires_grad_()
+    if change.get("pos_weight"):
+        change["pos_weight"] = torch.ones(4, requires_grad=True)
+    ours.binary_cross_entropy_with_logits(x, torch.rand(len(x)), **change)
+    assert small == ["value"]
+
+
+def test_a_small_loss_checks_its_inputs():
+    x = torch.tensor([0.5, 1.5], requires_grad=True)
+    with pytest.raises(InvalidValueError, match="1.5"):
+        ours.binary_cross_entropy(x, torch.ones(2))
