@@ -555,12 +555,9 @@ class Session:
 
         def again(addresses: tuple[int, ...]) -> tuple[Any, ...] | None:
             arrays = [library.empty(shape, storage, like) for shape, storage in made]  # The last one for sums.
-            places = []
-            for array in arrays:
-                seen = glance(array)
-                if seen is None:  # While PyTorch traces, its new tensors have no memory.
-                    return None
-                places.append(seen[1])
+            places: list[Any] = [library.address(array) for array in arrays]
+            if None in places:
+                return None
             room = places.pop() if cells else 0
             first = do((*addresses, *places[settled:]), places[0], room, 0 if on_host else library.stream(like))
             if first is None or (noticed == "loss" and first != first) or (noticed == "invalid" and first != 0.0):

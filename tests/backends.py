@@ -44,7 +44,7 @@ def replaced(engine: Callable[[], object], plan: Plan, buffer: Callable | None =
     dispatch.cpu_engine, dispatch.PLAN = engine, plan
     if buffer is not None:
         host_arrays.buffer = buffer
-        host_arrays.empty = lambda shape, storage, like: aligned_empty(shape, host_arrays.dtype(storage))
+        host_arrays.empty = lambda shape, storage, like: buffer(aligned_empty(shape, host_arrays.dtype(storage))).owner
     try:
         yield
     finally:

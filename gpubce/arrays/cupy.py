@@ -23,8 +23,13 @@ def glance(array: Any) -> Glance | None:
     """See :func:`gpubce.arrays.registry.glance`."""
     if type(array) is not cupy.ndarray:
         return None
-    address = array.data.ptr
-    return (array.dtype, array.shape, array.strides, array.device.id, address % BOUNDARY), address
+    where = array.data.ptr
+    return (array.dtype, array.shape, array.strides, array.device.id, where % BOUNDARY), where
+
+
+def address(array: "cupy.ndarray") -> int:
+    """Where a new array is."""
+    return array.data.ptr
 
 
 def empty(shape: Sequence[int], storage: str, like: Buffer) -> "cupy.ndarray":

@@ -38,20 +38,20 @@ def buffer(array: Any) -> Buffer:
         raise ArrayError(
             f"the array's bytes are in the other order ({array.dtype.str}): pass array.astype({array.dtype.name!r})"
         )
-    return Buffer(_address(array), _name(array.dtype), array.shape, array.strides, CPU, array, writable)
+    return Buffer(address(array), _name(array.dtype), array.shape, array.strides, CPU, array, writable)
 
 
 def glance(array: Any) -> Glance | None:
     """See :func:`gpubce.arrays.registry.glance`."""
     if type(array) is not np.ndarray:
         return None
-    try:  # As in _address: a call of it takes 0.1 us, and a small call on arrays 6.
+    try:  # As in address: a call of it takes 0.1 us, and a small call on arrays 6.
         return (array.dtype, array.shape, array.strides), ctypes.addressof(_BYTE(array))  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):
         return (array.dtype, array.shape, array.strides), array.ctypes.data
 
 
-def _address(array: np.ndarray) -> int:
+def address(array: np.ndarray) -> int:
     """array.ctypes.data, for which NumPy makes an object (0.8 us): most arrays tell it in 0.15 us."""
     try:
         return ctypes.addressof(_BYTE(array))  # type: ignore[arg-type]

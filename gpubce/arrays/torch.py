@@ -43,14 +43,19 @@ def glance(array: Any) -> Glance | None:
     try:
         if array.untyped_storage().nbytes() < _needed(array):
             return None
-        address = array.data_ptr()
+        where = array.data_ptr()
         if array.is_cpu:
-            return (array.dtype, array.shape, array.stride()), address
+            return (array.dtype, array.shape, array.stride()), where
         if array.is_cuda:
-            return (array.dtype, array.shape, array.stride(), array.get_device(), address % BOUNDARY), address
+            return (array.dtype, array.shape, array.stride(), array.get_device(), where % BOUNDARY), where
         return None
     except RuntimeError:  # A tensor inside of torch.func's transforms.
         return None
+
+
+def address(array: "torch.Tensor") -> int | None:
+    """Where a new tensor is. While PyTorch traces, it has no memory."""
+    return array.data_ptr() if type(array) is torch.Tensor else None
 
 
 def _needed(array: "torch.Tensor") -> int:
