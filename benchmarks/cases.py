@@ -10,6 +10,7 @@ from tests.cases import Case, aligned_empty
 LOGITS = Case((("from_logits", True),), edges="none", hard=True)
 SOFT = replace(LOGITS, hard=False)
 BY_LABEL = Case((("axis", 0), ("from_logits", True)), target_type="uint8", edges="none")
+BY_ROW = replace(BY_LABEL, options=(("axis", 1), ("from_logits", True)))
 PROBABILITIES = Case(target_type="uint8", edges="none")
 
 
@@ -58,12 +59,13 @@ CASES = {
     "loss of probabilities": Workload(PROBABILITIES),
     "loss of each label, (n, 1000)": Workload(BY_LABEL, labels=1000),
     "loss of each label, (n, 3)": Workload(BY_LABEL, labels=3),
+    "loss of each row, (n, 1000)": Workload(BY_ROW, labels=1000),
     "loss, weight of each row, (n, 1000)": Workload(replace(LOGITS, weight="column"), labels=1000),
     "loss, mask": Workload(replace(LOGITS, mask="full")),
 }
 """Predictions are float32 logits and targets float32, all 0 or 1, where a name says nothing else; half of the soft ones
-lie between. Three types have uint8 targets, and so have probabilities and labels. A loss is the mean, along the rows
-where it is of each label."""
+lie between. Three types have uint8 targets, and so have probabilities, labels and rows. A loss is the mean, along the
+rows where it is of each label, and along the labels where it is of each row."""
 
 CURVES = ("loss", "loss and gradient")
 """The cases that are timed at many sizes."""

@@ -58,7 +58,7 @@ class Expected:
 
 
 def expected(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> Expected:
-    """The mean loss, of each label where the case says so, and its gradient."""
+    """The mean loss, of each label or row where the case says so, and its gradient."""
     predictions = arrays["predictions"]
     rows, row = len(predictions), max(1, predictions[:1].size)
     gradient = np.empty(predictions.shape) if workload.gradient else None
@@ -79,8 +79,10 @@ def expected(workload: Workload, arrays: dict[str, np.ndarray], threads: int) ->
 
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(of_rows, range(0, rows, max(1, CHUNK // row))))
-    count = rows if workload.axis == 0 else sum(counted for _, counted in parts)
+    totals = [total for total, _ in parts]
+    total = np.concatenate(totals) if workload.axis == 1 else sum(totals)
+    count = {0: rows, 1: row}.get(workload.axis, sum(counted for _, counted in parts))
     if gradient is not None:
         gradient /= count
-    value = np.asarray(sum(total for total, _ in parts) / count)
+    value = np.asarray(total / count)
     return Expected(value, gradient, 1.0 / count, predictions.dtype.name)

@@ -33,7 +33,7 @@ def refuse(workload: Workload, *features: str, types: tuple[str, ...] = ()) -> N
         "gradient": workload.gradient,
         "loss of logits": workload.from_logits,
         "loss of probabilities": not workload.from_logits,
-        "loss of each label": workload.axis is not None,
+        "loss along an axis": workload.axis is not None,
         "mask": case.mask is not None,
         "soft targets": not case.target_type.startswith("uint"),
         "weight": case.weight is not None,
@@ -118,7 +118,7 @@ def with_torch_compile(workload: Workload, library: Torch, arrays: Arrays) -> Ru
 
 def with_triton(workload: Workload, library: Torch, arrays: Arrays) -> Run:
     """A hand-written kernel."""
-    others = "loss of probabilities", "loss of each label", "mask", "weight"
+    others = "loss of probabilities", "loss along an axis", "mask", "weight"
     refuse(workload, *others, types=("float16", "bfloat16", "float32"))
     mean_loss = module("benchmarks.triton_kernel", "Triton").mean_loss
     if not workload.gradient:
@@ -160,7 +160,7 @@ def with_jax(workload: Workload, library: Jax, arrays: Arrays) -> Run:
 
 def with_scikit_learn(workload: Workload, library: NumPy, arrays: Arrays) -> Run:
     """log_loss of probabilities; of logits HalfBinomialLoss, which its linear models and boosted trees use."""
-    refuse(workload, "loss of each label", "mask", "weight")
+    refuse(workload, "loss along an axis", "mask", "weight")
     if not workload.from_logits:
         refuse(workload, "gradient", "soft targets")
         log_loss = module("sklearn.metrics", "scikit-learn").log_loss
