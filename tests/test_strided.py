@@ -1,16 +1,19 @@
 """Strided arrays on a CPU: pieces of them are brought into scratch, by tiles, and what is written goes back the same
 way. Wherever the elements lie, a call gives the same bits and writes nothing else."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 import pytest
 
 import gpubce
+from gpubce import dispatch
 from gpubce.backends.kernel_key import FEW_OUTPUTS, PIECE, ROWS, KernelKey, Scratch
 from gpubce.spec.geometry import FLAT, STRIDED
 from gpubce.spec.plan import PLAN, Plan
 from gpubce.spec.primitives import TURNED
+from gpubce.spec.quantities import QUANTITIES
 from gpubce.spec.recipe import Recipe
 from tests import backends
 from tests.cases import bits, dtype
@@ -137,3 +140,18 @@ def test_scratch_has_room_for_all_of_it():
         assert memory.pieces >= memory.placed + 3 * memory.row
         assert memory.pieces % 64 == 0
         assert 8 * memory.cells(100) >= memory.pieces + (4 + 8) * 100
+
+@pytest.mark.parametrize("sums", [1, 12])
+def test_many_sums_and_a_transposed_gradient(sums):
+    """Lanes are taken in strips then: the end of a row is not the end of a block."""
+    loss = gpubce.BinaryCrossEntropy(from_logits=True)
+    x, y = drawn((667, 41), "float32")
+    collection = replace(dispatch.NOTHING_MORE, sums=tuple(QUANTITIES)[:sums], threshold=0.5)
+    found = []
+    for order in ((0, 1), (1, 0)):
+        there = placed(np.zeros_like(x), order)
+        with backends.replaced(lambda: backends.CpuEngine(1), PLAN):
+            state = dispatch.state(loss._formula, loss._reduction, dispatch.Arguments(x, y), collection, there)
+        found.append((state.values, there))
+    assert same(*found)
+

@@ -116,7 +116,9 @@ class KernelKey:
 
         Where the rows of a transposed array lie side by side, so many that a cache line is brought once for 16 of them.
         """
-        if not any(0 < abs(down) < abs(across) for across, down in self._steps(geometry)):
+        turned = any(0 < abs(down) < abs(across) for across, down in self._steps(geometry))
+        # A piece of several blocks would be given back at its last element, behind which strips go on.
+        if not turned or (self.recipe.outputs and self.strip < self.plan.lanes):
             return self.strip
         return self.plan.block * self.plan.blocks(min(ROWS * geometry[self.dimensions - 1], PIECE))
 
@@ -128,8 +130,7 @@ class KernelKey:
 
     def parts(self, most: int) -> Iterator[tuple[int, "KernelKey"]]:
         """The kernels that do this one's work, each with at most so many of the sums: (the position of its first sum,
-        the kernel). They read the same arrays; the first one alone fills the histogram. Only states have so
-        many sums, and they have no outputs."""
+        the kernel). They read the same arrays; the first one alone fills the histogram."""
         sums = self.recipe.sums
         if len(sums) <= most:
             yield 0, self
