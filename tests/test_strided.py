@@ -141,6 +141,7 @@ def test_scratch_has_room_for_all_of_it():
         assert memory.pieces % 64 == 0
         assert 8 * memory.cells(100) >= memory.pieces + (4 + 8) * 100
 
+
 @pytest.mark.parametrize("sums", [1, 12])
 def test_many_sums_and_a_transposed_gradient(sums):
     """Lanes are taken in strips then: the end of a row is not the end of a block."""
@@ -154,4 +155,3 @@ def test_many_sums_and_a_transposed_gradient(sums):
             state = dispatch.state(loss._formula, loss._reduction, dispatch.Arguments(x, y), collection, there)
         found.append((state.values, there))
     assert same(*found)
-

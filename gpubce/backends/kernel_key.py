@@ -130,7 +130,8 @@ class KernelKey:
 
     def parts(self, most: int) -> Iterator[tuple[int, "KernelKey"]]:
         """The kernels that do this one's work, each with at most so many of the sums: (the position of its first sum,
-        the kernel). They read the same arrays; the first one alone fills the histogram."""
+        the kernel). They read the same arrays; the first one alone fills the histogram. Only states have so
+        many sums, and callers are given no outputs beside them."""
         sums = self.recipe.sums
         if len(sums) <= most:
             yield 0, self
