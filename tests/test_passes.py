@@ -138,11 +138,11 @@ def test_histograms_count_unless_samples_are_parts_of_one(passes, targets, weigh
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_a_histogram_has_two_cells_for_each_bin(passes, labels):
-    collection = replace(dispatch.NOTHING_MORE, bins=16)
+    collection = replace(dispatch.NOTHING_MORE, bins=23)
     loss = replace(logistic, axis=0) if labels else logistic
     arguments = dispatch.Arguments(LOGITS, CLASSES)
     state = dispatch.state(loss._formula, loss._reduction, arguments, collection)
-    assert state.histogram.shape == (*(5,) * labels, 16 + SPECIAL, 2)
+    assert state.histogram.shape == (*(5,) * labels, 23 + SPECIAL, 2)
     assert np.count_nonzero(state.histogram) > 10, "the samples are spread"
 
 
