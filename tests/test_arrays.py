@@ -438,7 +438,13 @@ def test_what_no_gpu_can_read_is_refused(a_gpu, wrong):
     for arrays in ((array, OnCuda()), (OnCuda(), array)):
         with pytest.raises(ArrayError, match=r"no multiples of 4, which no GPU can read: pass a copy"):
             mean(*arrays)
-    checks.aligned("an axis that nobody steps along", Buffer(4096, "float32", (1, 3), (6, 4), Device("cuda"), None))
+    gpu, cpu = Device("cuda"), Device("cpu")
+    with pytest.raises(ArrayError, match="no multiples of 4"):
+        checks.aligned("two elements", Buffer(4096, "float32", (2,), (6,), gpu, None))
+    checks.aligned("an axis that nobody steps along", Buffer(4096, "float32", (1, 3), (6, 4), gpu, None))
+    checks.aligned("no elements", Buffer(4098, "float32", (0,), (4,), gpu, None))
+    checks.aligned("what is refused for its type", Buffer(4098, "complex64", (3,), (8,), gpu, None))
+    checks.aligned("an array of the host", Buffer(4098, "float32", (3,), (6,), cpu, None))
 
 
 @pytest.mark.parametrize("given", [{"weight": 2.0}, {"mask": True}], ids=str)
