@@ -623,6 +623,19 @@ def test_what_else_a_small_loss_is_asked_for_is_computed(small):
     assert torch.equal(third.detach(), kept)
 
 
+def test_the_gradient_of_a_small_loss_is_given_away_once():
+    """Compiled autograd has a context of its own, which forgets what is assigned to it."""
+    from torch._dynamo import compiled_autograd
+
+    x, y = numbers(5, dtype=torch.float32).requires_grad_(), torch.rand(5)
+    value = ours.binary_cross_entropy_with_logits(x, y)
+    with compiled_autograd._enable(lambda graph: graph):
+        (first,) = torch.autograd.grad(value, x, retain_graph=True)
+        kept = first.clone()
+        first.zero_()
+        assert torch.equal(torch.autograd.grad(value, x, retain_graph=True)[0], kept)
+
+
 def test_inputs_of_a_small_loss_are_not_changed_before_backward():
     x, y = numbers(5).requires_grad_(), torch.rand(5)
     value = ours.binary_cross_entropy_with_logits(x, y)

@@ -256,9 +256,7 @@ def _seen_by_nobody(inputs: Sequence[Any]) -> bool:
 
 def _are_plain(inputs: Sequence[Any]) -> bool:
     """Whether no transform of torch.func, nor forward mode, takes part either."""
-    if _transforms is None or _transforms() or forward_ad._current_level >= 0:
-        return False
-    return _seen_by_nobody(inputs)
+    return _seen_by_nobody(inputs) and _transforms is not None and not _transforms() and forward_ad._current_level < 0
 
 
 def _run(operator: Any, inputs: Sequence[Any]) -> Tensor:
@@ -311,15 +309,18 @@ class _SmallLoss(torch.autograd.Function):
     def forward(ctx, input, target, weight, pos_weight, options):
         loss = _parsed(options)
         arguments = _arguments(input, target, weight, pos_weight)
-        value, ctx.gradient = dispatch.value_and_grad(loss._formula, loss._reduction, arguments, None, None, 1.0)
+        value, *ctx.gradients = dispatch.value_and_grad(loss._formula, loss._reduction, arguments, None, None, 1.0)
         ctx.save_for_backward(input, target, weight, pos_weight)
         ctx.options = options
         return value
 
     @staticmethod
     def backward(ctx, grad):
-        gradient, ctx.gradient = ctx.gradient, None  # It may be changed by whom it is given to.
-        if gradient is None or torch.is_grad_enabled() or not _are_plain((grad, None)) or grad.item() != 1.0:
+        if torch.is_grad_enabled() or not _are_plain((grad, None)) or grad.item() != 1.0:
+            return _Loss.backward(ctx, grad)
+        try:
+            gradient = ctx.gradients.pop()  # Whom it is given to may change it: nobody gets it a second time.
+        except IndexError:
             return _Loss.backward(ctx, grad)
         ctx.saved_tensors  # noqa: B018  (It raises where one was changed since.)
         return gradient, None, None, None, None
