@@ -310,6 +310,17 @@ def test_tensors_that_lost_their_memory_are_refused():
             loss(shrunk, targets)
 
 
+def test_a_transform_is_told_as_by_a_session():
+    """New tensors have no memory there."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from gpubce.errors import ArrayError
+
+    loss, (logits, targets) = BinaryCrossEntropy(from_logits=True), map(torch.from_numpy, drawn(0)[:2])
+    loss(logits, targets)
+    with pytest.raises(ArrayError, match="cannot be read"):
+        torch.func.grad(lambda scale: (scale * loss(logits, targets)).sum())(torch.ones(()))
+
+
 def test_tracers_and_watchers_see_the_operators():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from torch.fx.experimental.proxy_tensor import make_fx

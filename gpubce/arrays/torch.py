@@ -54,8 +54,11 @@ def glance(array: Any) -> Glance | None:
 
 
 def address(array: "torch.Tensor") -> int | None:
-    """Where a new tensor is. While PyTorch traces, it has no memory."""
-    return array.data_ptr() if type(array) is torch.Tensor else None
+    """Where a new tensor is. While PyTorch traces or transforms, it has no memory."""
+    try:
+        return (array.data_ptr() or None) if type(array) is torch.Tensor else None
+    except RuntimeError:
+        return None
 
 
 def _needed(array: "torch.Tensor") -> int:
