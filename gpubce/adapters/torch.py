@@ -306,12 +306,12 @@ class _SmallLoss(torch.autograd.Function):
     58 us, and take 30. What else is asked for is computed from the inputs, as in :class:`_Loss`."""
 
     @staticmethod
-    def forward(ctx, input, target, weight, pos_weight, options):
+    def forward(ctx, *inputs):
+        *tensors, options = inputs
         loss = _parsed(options)
-        arguments = _arguments(input, target, weight, pos_weight)
+        arguments = _arguments(*tensors)
         value, *ctx.gradients = dispatch.value_and_grad(loss._formula, loss._reduction, arguments, None, None, 1.0)
-        ctx.save_for_backward(input, target, weight, pos_weight)
-        ctx.options = options
+        _save(ctx, inputs, value)
         return value
 
     @staticmethod

@@ -373,7 +373,7 @@ and a piece of an array, which is moved to or from scratch, does not lie in that
 
 def _mark_region(context, builder, instruction, region: str) -> None:
     """Tell LLVM on a CPU that the regions of a group are independent, so that it vectorises without comparing every
-    pair of pointers at run time (it gives up at nine pairs)."""
+    pair of pointers at run time (it used to give up at nine pairs)."""
     if _is_cuda(context):
         return
     module = builder.module

@@ -656,7 +656,7 @@ def _clear(scratch, cells):
 def whole(key: KernelKey):
     """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]. All samples go into one histogram.
 
-    Pieces of strided arrays have ``room`` elements: a row of lanes, or several blocks.
+    Pieces of strided arrays have ``room`` elements: those of a row or strip of lanes, or of blocks.
     """
     memory = Scratch(key)
     take, add_row = _lane_adder(memory)
@@ -707,7 +707,8 @@ def along_axes(key: KernelKey):
 
     One task is one run of one tile of at most ``widest`` outputs. Run c leaves the pair of sum k for output o at
     partials[k, :, c, o]. A row of lanes holds as many reduced elements of the tile as fit. What they leave is added to
-    the pairs for at least STEPS reduced elements at once, or for several runs. Each output has its own histogram.
+    the pairs for at least STEPS reduced elements at once, fewer at the end of a run, or for several runs. Each output
+    has its own histogram.
 
     Strided arrays are brought into scratch for one row at a time; where predictions or targets are strided, all arrays
     are, for as many elements as a block has.

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from gpubce.backends.cpu import compile as compiled
-from gpubce.backends.kernel_key import Scratch, SettleKey
+from gpubce.backends.kernel_key import SettleKey, scratch_of
 from gpubce.backends.pipeline import Repeat
 from gpubce.backends.threads import Work, share
 from gpubce.spec.bins import cells as histogram_cells
@@ -51,13 +51,13 @@ class CpuEngine:
     def whole(self, key, elements, *work):
         blocks = key.plan.blocks(elements)
         room = min(key.room(work[1]), blocks * key.plan.block)
-        cells = Scratch(key).cells(room)
+        cells = scratch_of(key, False).cells(room)
         self._pass(compiled.whole, key, cells, (room, elements), blocks, 1, elements, *work)
 
     def along_axes(self, key, reduced, outputs, *work):
         tile = key.tile(work[1])
         tasks = key.plan.chunks(reduced) * -(-outputs // tile)
-        cells = Scratch(key, along_axes=True).cells(key.plan.block)
+        cells = scratch_of(key, True).cells(key.plan.block)
         self._pass(compiled.along_axes, key, cells, (tile, reduced, outputs), tasks, outputs, reduced * outputs, *work)
 
     def _pass(
@@ -114,7 +114,7 @@ class CpuEngine:
             return None
         kernel, settle = compiled.whole(key), None
         piece = min(key.room(geometry), key.plan.block)
-        states_at = ITEMSIZE[ACCUMULATOR] * Scratch(key).cells(piece)
+        states_at = ITEMSIZE[ACCUMULATOR] * scratch_of(key, False).cells(piece)
         cells = states_at // ITEMSIZE[ACCUMULATOR] + 2 * len(key.recipe.sums)
         if settlement is not None:
             settle_key, (outputs, _, _, *rest) = SettleKey.of(settlement)
