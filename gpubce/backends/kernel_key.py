@@ -33,10 +33,10 @@ ROWS, PIECE = 16, 2**18
 """Of a transposed array, so many rows are brought at once, but not more than so many elements. 2^24 losses of the
 transpose of (16384, 1000) took 57 ms with 2^16 elements at most, and 13 with 2^17 or with 8 rows; they take 10."""
 
-STEPS, FEW_OUTPUTS = 4, 7
+STEPS, FEW_OUTPUTS, TURNED_SUMS = 4, 7, 4
 """So many reduced elements are added to the pair of an output before the next output's is loaded: 2^24 losses of 16
 labels took 5.1 ms with one and take 4.5. Of so few outputs, runs are added side by side: losses of 3 labels took 12.5
-ms and take 7."""
+ms and take 7. Kernels with more sums than so many do neither: with 10 they would compile in 10 s, and do in 4."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,16 @@ class Scratch:
         """Where the fields are kept of TURNED elements of as many runs, element by element."""
         rows = 3 * self.row + self.field if self.key.recipe.bins else 0
         return -(-(self.placed + rows) // CACHE_LINE) * CACHE_LINE
+
+    @property
+    def turns(self) -> bool:
+        """Whether runs of few outputs are added side by side."""
+        return len(self.key.recipe.sums) <= TURNED_SUMS
+
+    @property
+    def steps(self) -> int:
+        """The reduced elements that are added to the pair of an output at once."""
+        return STEPS if self.turns else 1
 
     @property
     def turned_field(self) -> int:

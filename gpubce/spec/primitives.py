@@ -162,13 +162,16 @@ def low_bits(typingctx, shifted):
     return types.int64(types.float64), codegen
 
 
-def subroutine(result):
+def subroutine(result, inline=True):
     """A decorator: the function, compiled once for each target, inlined by LLVM wherever kernels call it.
 
     ``result`` is the Numba type it returns. Functions made with ``inline="always"`` are copied into their callers
     before they are compiled, again at each level: for kernels with many options that took 5 s of Python. A plain
     jitted callee would ask for a device on CUDA. This way asks for nothing: the function is compiled as a part of the
     intrinsic that calls it.
+
+    Without ``inline`` a kernel has one copy, which it calls wherever it needs it. Its status is not looked at, because
+    LLVM would not see that it never raises: a kernel that may raise is not kept on disk.
     """
 
     def decorate(function):
@@ -176,9 +179,11 @@ def subroutine(result):
             arguments = tuple(types.unliteral(item) for item in argument_types)
 
             def codegen(context, builder, signature, values):
-                flags = _flags(context)
+                flags = _flags(context, inline)
                 compiled = context.compile_subroutine(builder, function, signature, flags=flags)
-                return context.call_internal(builder, compiled.fndesc, signature, values)
+                if inline:
+                    return context.call_internal(builder, compiled.fndesc, signature, values)
+                return context.call_internal_no_propagate(builder, compiled.fndesc, signature, values)[1]
 
             return result(*arguments), codegen
 
@@ -194,7 +199,7 @@ def subroutine(result):
     return decorate
 
 
-def _flags(context):
+def _flags(context, inline):
     """The flags of the kernel that is being compiled, with division by IEEE 754, and the call inlined."""
     if _is_cuda(context):
         from numba.cuda.core.targetconfig import ConfigStack
@@ -202,7 +207,7 @@ def _flags(context):
         from numba.core.targetconfig import ConfigStack
     flags = ConfigStack.top_or_none().copy()
     flags.error_model = "numpy"
-    flags.forceinline = True
+    flags.forceinline = inline
     return flags
 
 

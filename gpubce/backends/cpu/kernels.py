@@ -7,7 +7,7 @@ from functools import cache
 
 from numba import njit, types
 
-from gpubce.backends.kernel_key import FEW_OUTPUTS, STEPS, KernelKey, Scratch, SettleKey
+from gpubce.backends.kernel_key import FEW_OUTPUTS, KernelKey, Scratch, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
 from gpubce.spec.elements import element, may_be_hard, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
@@ -130,7 +130,7 @@ def _tile_mover(size: int, inwards: bool):
                 for column in range(columns):
                     move_one(first + column * across, 0, near, column)
 
-    @subroutine(types.void)
+    @subroutine(types.void, inline=False)
     def move_tile(there, down, across, here, pitch, rows, columns):
         if rows == 1 or down == 0 or abs(down) >= abs(across):
             move_rows(there, down, across, here, pitch, rows, columns)
@@ -366,13 +366,13 @@ def _output_adder(memory: Scratch):
     add_steps = add_turned = _add_no_pairs
     for k, name in enumerate(names):
         collect = collector((name,), key.fields)
-        add_steps = _step_adder(k, add_steps, collect, recall)
+        add_steps = _step_adder(k, add_steps, collect, recall, memory.steps)
         add_turned = _turned_adder(k, add_turned, collect, recall_turned, memory.part)
-    return keep, add_steps, _run_adder(memory, add_turned)
+    return keep, add_steps, _run_adder(memory, add_turned) if memory.turns else _add_no_runs
 
 
-def _step_adder(k: int, before, collect, recall):
-    """The subroutine that does what ``before`` does, and adds the samples of sum k."""
+def _step_adder(k: int, before, collect, recall, together: int):
+    """The subroutine that does what ``before`` does, and adds the samples of sum k, of so many steps at once."""
 
     def several(number: int):
         """The subroutine that adds so many steps to each pair before it goes on to the next one."""
@@ -388,14 +388,14 @@ def _step_adder(k: int, before, collect, recall):
 
         return add
 
-    add_some, add_one = several(STEPS), several(1)
+    add_some, add_one = several(together), several(1)
 
     @subroutine(types.void)
     def add_steps(scratch, steps, wide, pairs, apart):
         before(scratch, steps, wide, pairs, apart)
         highs = pairs + 2 * k * apart
-        even = steps // STEPS * STEPS
-        for step in range(0, even, STEPS):
+        even = steps // together * together
+        for step in range(0, even, together):
             add_some(scratch, step, wide, highs, highs + apart)
         for step in range(even, steps):
             add_one(scratch, step, wide, highs, highs + apart)
@@ -408,14 +408,14 @@ def _step_adder(k: int, before, collect, recall):
 
 
 def _turned_adder(k: int, before, collect, recall, part: int):
-    """The subroutine that does what ``before`` does, and adds sum k of TURNED elements of ``runs`` runs, the first of
-    which belongs to output ``o``."""
+    """The subroutine that does what ``before`` does, and adds sum k of ``runs`` elements of as many runs, the first of
+    which belongs to output ``o``. They are TURNED, which LLVM is not told: it would unroll the outer loop."""
 
     @subroutine(types.void)
     def add_turned(scratch, runs, outputs, o, pairs):
         before(scratch, runs, outputs, o, pairs)
         highs = pairs + 2 * k * part
-        for t in range(TURNED):
+        for t in range(runs):
             own = highs + 8 * TURNED * o
             for run in range(runs):
                 value = collect(recall(scratch, t * TURNED + run))[0]
@@ -435,7 +435,7 @@ def _run_adder(memory: Scratch, add_turned):
     kept, field, transpose = memory.kept, memory.field, transposer(size)
     turned, turned_field, own_pairs = memory.turned, memory.turned_field, memory.pairs
 
-    @subroutine(types.void)
+    @subroutine(types.void, inline=False)
     def add_runs(scratch, runs, outputs, length, pairs, apart):
         own = scratch + own_pairs
         for cell in range(2 * sums * part // 8):
@@ -720,7 +720,7 @@ def along_axes(key: KernelKey):
     _, _, add_rows = _histogram(memory)
     sums, size = len(key.recipe.sums), key.itemsize
     lanes, chunk, room, pieces = key.plan.lanes, key.plan.chunk, key.plan.block, memory.pieces
-    EVERY = memory.every
+    EVERY, TURNS, STEPS = memory.every, memory.turns, memory.steps
 
     def runs(
         first,
@@ -743,7 +743,7 @@ def along_axes(key: KernelKey):
         together = lanes // tile if EVERY or tile == outputs else 1
         deep = room // tile if EVERY else together
         apart = 8 * count * outputs
-        few = outputs <= FEW_OUTPUTS and tile == outputs and chunk * outputs % TURNED == 0
+        few = TURNS and outputs <= FEW_OUTPUTS and tile == outputs and chunk * outputs % TURNED == 0
         hard = again = can_repeat(addresses)
         member = members = 0
         for task in range(first, last):
