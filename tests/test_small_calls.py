@@ -319,6 +319,8 @@ def test_a_transform_is_told_as_by_a_session():
     loss(logits, targets)
     with pytest.raises(ArrayError, match="cannot be read"):
         torch.func.grad(lambda scale: (scale * loss(logits, targets)).sum())(torch.ones(()))
+    with pytest.raises(ArrayError, match="never had any"):  # There they have an address, 0.
+        torch.func.functionalize(lambda scale: (scale * loss(logits, targets)).sum())(torch.ones(()))
 
 
 def test_tracers_and_watchers_see_the_operators():

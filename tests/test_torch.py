@@ -236,6 +236,29 @@ def test_the_hessian_by_reverse_mode_twice():
     )
 
 
+@SPACES
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", [(1,), (2**13 + 1,)], ids=str)
+@pytest.mark.parametrize("upstream", [torch.inf, -torch.inf, torch.nan])
+def test_a_training_that_diverges_is_told_as_by_pytorch(own, peer, make, reduction, shape, upstream):
+    """By gradients that are not finite: a scaler of gradients looks for them."""
+    x = make(*shape, dtype=torch.float32).requires_grad_()
+    y = (torch.rand(shape) < 0.5).float()
+    found, expected = (torch.autograd.grad((f(x, y, reduction=reduction) * upstream).sum(), x)[0] for f in (own, peer))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_several_gradients_at_once(reduction):
+    x, y = numbers(5), unit(5)
+    jacobian = partial(torch.autograd.functional.jacobian, vectorize=True)
+    found, expected = (
+        jacobian(lambda x, f=f: f(x, y, reduction=reduction), x)
+        for f in (ours.binary_cross_entropy_with_logits, theirs.binary_cross_entropy_with_logits)
+    )
+    torch.testing.assert_close(found, expected, rtol=tolerances.TORCH_ADAPTER, atol=tolerances.TORCH_ADAPTER)
+
+
 def tagger():
     torch.manual_seed(1)
     return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))

@@ -128,10 +128,16 @@ _hessian = torch.library.custom_op("gpubce::hessian", _hessian_of, mutates_args=
 def _derivative(name, grad, input, target, weight, pos_weight, options) -> Tensor:
     loss = _parsed(options)
     arguments = _arguments(input, target, weight, pos_weight, check=False)  # The loss has checked them.
-    one = grad.numel() == 1 or loss.reduction == "none"
-    scale = grad if one else 1.0
+    in_one = (loss.reduction == "none" or grad.numel() == 1) and not _diverged(grad)
+    scale = grad if in_one else 1.0
     derivative, *_ = dispatch.derivatives(loss._formula, loss._reduction, arguments, {name: None}, scale)
-    return derivative if one else derivative.mul_(_over(grad, input, options))
+    return derivative if in_one else derivative.mul_(_over(grad, input, options))
+
+
+def _diverged(grad: Tensor) -> bool:
+    """Whether it is one number in host memory that is not finite. gpubce refuses such a number; trainers with PyTorch
+    look for it in what comes of it, and leave the step out."""
+    return grad.is_cpu and grad.numel() == 1 and not math.isfinite(grad.item())
 
 
 def _over(grad: Tensor, input: Tensor, options: str) -> Tensor:
@@ -245,18 +251,22 @@ def _of_samples(options: str, ndim: int) -> str:
 _FUNCTIONS: dict[Any, Callable[..., Tensor]] = {_loss: _value_of, _gradient: _gradient_of, _hessian: _hessian_of}
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _transforms = getattr(torch._C, "_are_functorch_transforms_active", None)
+_is_batch = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", None)
+"""Whether a tensor stands for several, as gradients do under ``is_grads_batched``."""
 
 
 def _seen_by_nobody(inputs: Sequence[Any]) -> bool:
-    """Whether these are tensors in host memory, and nothing traces or watches what is done with them."""
+    """Whether these are tensors in host memory, and nothing traces, transforms or watches what is done with them."""
     if torch.compiler.is_compiling() or _modes is None or _modes() or torch.jit.is_tracing():
+        return False
+    if _transforms is None or _transforms() or _is_batch is None or _is_batch(inputs[0]):
         return False
     return all(tensor is None or (type(tensor) in PLAIN and tensor.is_cpu) for tensor in inputs[:-1])
 
 
 def _are_plain(inputs: Sequence[Any]) -> bool:
-    """Whether no transform of torch.func, nor forward mode, takes part either."""
-    return _seen_by_nobody(inputs) and _transforms is not None and not _transforms() and forward_ad._current_level < 0
+    """Whether forward mode takes no part either."""
+    return _seen_by_nobody(inputs) and forward_ad._current_level < 0
 
 
 def _run(operator: Any, inputs: Sequence[Any]) -> Tensor:

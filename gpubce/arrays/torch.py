@@ -92,9 +92,11 @@ def _buffer(array: "torch.Tensor") -> Buffer:
     storage = _STORAGE.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     shape = tuple(tensor.shape)
     memory = tensor.untyped_storage()  # 0.5 us
-    if memory.device != tensor.device or memory.nbytes() < _needed(tensor):
+    where = tensor.data_ptr()
+    # Inside of torch.func.functionalize tensors say that they have memory, at 0.
+    if memory.device != tensor.device or memory.nbytes() < _needed(tensor) or (not where and tensor.numel()):
         raise ArrayError("a tensor whose memory was freed, or that never had any, was given: pass one with its values")
-    return Buffer(tensor.data_ptr(), storage, shape, strides, device, tensor, writable)
+    return Buffer(where, storage, shape, strides, device, tensor, writable)
 
 
 def _torch_device(like: Buffer) -> "torch.device":
