@@ -96,6 +96,25 @@ def test_histograms_of_labels_are_loaded(tmp_path):
     assert "1" not in misses
 
 
+ROWS = """
+import numpy as np
+import gpubce
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(53, 7)), rng.random((53, 7)) < 0.5
+for name in {}:
+    print(gpubce.BinaryCrossEntropy(from_logits=True, axis=1)(x.astype(name), y).tobytes().hex())
+"""
+
+
+def test_kernels_of_several_processes_are_loaded_into_one(tmp_path):
+    """What they call and do not inline has a name of its own, or the kernel that comes second calls what belongs to the
+    first."""
+    types = ["float32", "float64"]
+    alone = [run(ROWS.format([name]), tmp_path) for name in types]
+    assert run(ROWS.format(types), tmp_path) == "".join(alone)
+    assert run(ROWS.format(types[::-1]), tmp_path) == "".join(alone[::-1])
+
+
 def test_machine_code_that_needs_numba_is_told():
     @njit
     def divides(a, b):

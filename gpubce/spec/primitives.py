@@ -11,6 +11,7 @@ wanted, write :func:`fma`.
 import inspect
 from functools import cache
 from types import FunctionType
+from uuid import uuid4
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -171,10 +172,15 @@ def subroutine(result, inline=True):
     intrinsic that calls it.
 
     Without ``inline`` a kernel has one copy, which it calls wherever it needs it. Its status is not looked at, because
-    LLVM would not see that it never raises: a kernel that may raise is not kept on disk.
+    LLVM would not see that it never raises: a kernel that may raise is not kept on disk. Its name is like no other:
+    Numba's differ within a process alone, and where kernels of several processes are loaded from disk, all would call
+    the first function of a name.
     """
 
     def decorate(function):
+        if not inline:
+            function.__qualname__ += f"_{uuid4().hex}"
+
         def definition(typingctx, *argument_types):
             arguments = tuple(types.unliteral(item) for item in argument_types)
 
