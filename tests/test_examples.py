@@ -57,7 +57,8 @@ def commands(text: str) -> list[tuple[str, str]]:
 
 def looks_like(shown: str, said: str) -> bool:
     """Whether this was printed. Numbers differ a little, because processors multiply matrices in different orders and
-    training repeats that; "..." stands for anything."""
+    training repeats that, and are one character shorter where the last digit is 0; "..." stands for anything."""
+    shown, said = (re.sub(" +", " ", text) for text in (shown, said))
     number = r"\d[\d,]*\.?\d*(?:e-\d+)?"
     words = re.escape(re.sub(number, "NUMBER", said)).replace(r"\.\.\.", ".*").replace("NUMBER", f"({number})")
     match = re.fullmatch(words, shown, re.S)
