@@ -1,6 +1,9 @@
 """The operations that elements are built from."""
 
+import ctypes
 import math
+import mmap
+import sys
 
 import numpy as np
 import pytest
@@ -250,17 +253,37 @@ def test_offsets_are_those_of_the_strides(shape, slot):
         assert find(index, geometry) == sum(k * stride for k, stride in zip(place, arrays[slot].strides, strict=True))
 
 
+@pytest.fixture
+def edge_of_memory():
+    """Bytes, behind which nobody has memory: to touch it ends the process."""
+    libc = ctypes.CDLL(None)
+    room = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    memory = np.frombuffer(room, np.uint8)
+    address = memory.ctypes.data + mmap.PAGESIZE
+    assert libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, 0) == 0
+    yield memory[: mmap.PAGESIZE]
+    libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, 3)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is protected by Linux's call")
 @pytest.mark.parametrize("itemsize", sorted(set(ITEMSIZE.values())))
-def test_rows_become_columns(itemsize):
-    """Rows lie 3 elements further apart than they are long, columns 5; nothing is written between them."""
-    source = np.arange(TURNED * (TURNED + 3)).astype(f"uint{8 * itemsize}").reshape(TURNED, TURNED + 3)
-    target = np.full((TURNED, TURNED + 5), 199, source.dtype)
+def test_rows_become_columns(itemsize, edge_of_memory):
+    """Rows lie 3 elements further apart than they are long, columns 5; nothing is read behind the last one, nor written
+    between them."""
     transpose = transposer(itemsize)
-    njit(lambda one, step, other, other_step: transpose(one, step, other, other_step))(
-        source.ctypes.data, source.strides[0], target.ctypes.data, target.strides[0]
-    )
-    assert np.array_equal(target[:, :TURNED], source[:, :TURNED].T)
-    assert (target[:, TURNED:] == 199).all()
+    turn = njit(lambda a, b, c, d, rows, wide, written: transpose(a, b, c, d, rows, wide, written))
+    kind = np.dtype(f"uint{8 * itemsize}")
+    for rows, wide in ((TURNED, TURNED), (TURNED, 3), (5, TURNED), (1, 1), (3, 7)):
+        held = (rows - 1) * (TURNED + 3) + wide
+        last = edge_of_memory[-held * itemsize :].view(kind)
+        last[...] = np.arange(held)
+        source = np.lib.stride_tricks.as_strided(last, (rows, wide), ((TURNED + 3) * itemsize, itemsize))
+        for written in (rows, TURNED):
+            target = np.full((TURNED, TURNED + 5), 199, kind)
+            turn(source.ctypes.data, source.strides[0], target.ctypes.data, target.strides[0], rows, wide, written)
+            assert np.array_equal(target[:wide, :rows], source.T), (rows, wide)
+            assert (target[:wide, written:] == 199).all()
+            assert (target[wide:] == 199).all()
 
 
 def test_a_type_of_memory_has_a_size():

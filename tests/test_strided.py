@@ -22,8 +22,11 @@ SHAPES = {
     (3, 37, 53): (None, (0, 2)),
     (9, 8, 1100): (None, 1),
     (70, 1, 300): (0,),
+    (5, 61, 3): (None, (0, 1)),
+    (3, 4, 500): (None, 1),
 }
-"""Tiles with and without edges, rows longer than one of lanes, and an axis that is no axis; with axes to reduce."""
+"""Tiles with and without edges, rows longer than one of lanes, an axis that is no axis, and rows and columns narrower
+than a tile; with axes to reduce."""
 
 
 def drawn(shape, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -65,10 +68,11 @@ def test_every_order_of_axes_gives_the_same_bits(shape, axis):
 @pytest.mark.parametrize(("name", "axis"), [("float16", None), ("float16", 0), ("float64", 0)])
 def test_elements_of_every_size(name, axis):
     loss = gpubce.BinaryCrossEntropy(from_logits=True, axis=axis)
-    x, y = drawn((67, 41), name)
-    expected = results(loss, x, y, 1, grad_out=np.empty_like(x))
-    there = placed(np.zeros_like(x), (1, 0))
-    assert same(results(loss, placed(x, (1, 0)), placed(y, (1, 0)), 1, grad_out=there), expected)
+    for shape in (67, 41), (67, 3), (3, 67):
+        x, y = drawn(shape, name)
+        expected = results(loss, x, y, 1, grad_out=np.empty_like(x))
+        there = placed(np.zeros_like(x), (1, 0))
+        assert same(results(loss, placed(x, (1, 0)), placed(y, (1, 0)), 1, grad_out=there), expected)
 
 
 @pytest.mark.parametrize("axis", [None, 1])

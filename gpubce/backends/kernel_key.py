@@ -163,7 +163,7 @@ class Scratch:
 
     First the accumulators: for each sum the high parts of all lanes, then the low parts. Then rows: one for each field
     of the samples that the sums need, three for what goes into a histogram. Along axes, fields that are turned and the
-    pairs of their runs follow. Then pieces of strided arrays.
+    pairs of their runs follow. Then pieces of strided arrays, with room behind each for what movers write too much.
     """
 
     key: KernelKey

@@ -466,39 +466,67 @@ TURNED = 8
 
 @cache
 def transposer(itemsize: int):
-    """An intrinsic (source, source_step, target, target_step) that moves TURNED rows of TURNED neighbours to columns:
-    element k of row j goes to element j of row k. The steps are bytes between rows.
+    """An intrinsic (source, source_step, target, target_step, rows, wide, written) that moves rows of neighbours to
+    columns: element k of row j goes to element j of row k. The steps are bytes between rows. There are TURNED ``rows``
+    of as many elements, or fewer: nothing else is read. So many elements of each target row are ``written``, in the
+    order of the rows; those without a source may be anything.
 
     Three rounds of shuffles, each of which exchanges the off-diagonal halves of ever smaller squares.
     """
     element = ir.IntType(8 * itemsize)
     row = ir.VectorType(element, TURNED)
+    places = ir.VectorType(ir.IntType(32), TURNED)
 
     @intrinsic
-    def transpose(typingctx, source, source_step, target, target_step):
+    def transpose(typingctx, source, source_step, target, target_step, rows, wide, written):
         def codegen(context, builder, signature, args):
+            source, source_step, target, target_step, rows, wide, written = args
+
             def place(start, step, k):
                 return builder.inttoptr(builder.add(start, builder.mul(step, step.type(k))), row.as_pointer())
 
-            def pick(one, other, places):
-                mask = ir.Constant(ir.VectorType(ir.IntType(32), TURNED), places)
-                return builder.shuffle_vector(one, other, mask)
+            def below(k, count):
+                return builder.icmp_signed("<", count.type(k), count)
 
-            rows = [builder.load(place(args[0], args[1], k), align=itemsize) for k in range(TURNED)]
+            def first(count):
+                """The mask of so many elements."""
+                count = builder.trunc(count, places.element)
+                one = builder.insert_element(ir.Constant(places, ir.Undefined), count, places.element(0))
+                all_of_them = builder.shuffle_vector(one, one, ir.Constant(places, None))
+                return builder.icmp_signed("<", ir.Constant(places, [*range(TURNED)]), all_of_them)
+
+            def pick(one, other, order):
+                return builder.shuffle_vector(one, other, ir.Constant(places, order))
+
+            def masked(kind, result, *given):
+                """A call of LLVM's masked load or store: a plain one where the mask is known to be full."""
+                own = ir.FunctionType(result, [value.type for value in given])
+                name = f"llvm.masked.{kind}.v{TURNED}i{8 * itemsize}.p0"
+                return builder.call(cgutils.get_or_insert_function(builder.module, own, name), given)
+
+            align, zero = ir.IntType(32)(itemsize), ir.Constant(row, None)
+            held, own = [], first(wide)
+            for k in range(TURNED):
+                # A row that is not there: the first one once more. With an empty mask, memory that nobody has took
+                # hundreds of cycles.
+                step = builder.select(below(k, rows), source_step, source_step.type(0))
+                held.append(masked("load", row, place(source, step, k), align, own, zero))
             half = TURNED // 2
             while half:
                 low = [k + (TURNED - half if k & half else 0) for k in range(TURNED)]
                 for k in range(TURNED):
                     if not k & half:
-                        one, other = rows[k], rows[k + half]
-                        rows[k] = pick(one, other, low)
-                        rows[k + half] = pick(one, other, [k + half for k in low])
+                        one, other = held[k], held[k + half]
+                        held[k] = pick(one, other, low)
+                        held[k + half] = pick(one, other, [k + half for k in low])
                 half //= 2
+            own = first(written)
             for k in range(TURNED):
-                builder.store(rows[k], place(args[2], args[3], k), align=itemsize)
+                with builder.if_then(below(k, wide)):
+                    masked("store", ir.VoidType(), held[k], place(target, target_step, k), align, own)
             return context.get_dummy_value()
 
-        return types.void(*(types.int64,) * 4), codegen
+        return types.void(*(types.int64,) * 7), codegen
 
     return transpose
 

@@ -110,6 +110,13 @@ def _tile_mover(size: int, inwards: bool):
             put_back(there, far, take_back(here, near))
 
     @subroutine(types.void)
+    def turn(far, across, near, pitch, tall, wide):
+        if inwards:
+            transpose(far, across, near, pitch, wide, tall, TURNED)
+        else:
+            transpose(near, pitch, far, across, tall, wide, tall)
+
+    @subroutine(types.void)
     def move_columns(there, down, across, here, pitch, rows, columns):
         for column in range(columns):
             for row in range(rows):
@@ -137,16 +144,18 @@ def _tile_mover(size: int, inwards: bool):
         elif down != size:
             move_columns(there, down, across, here, pitch, rows, columns)
         else:
-            tall, wide = rows // TURNED * TURNED, columns // TURNED * TURNED
-            for left in range(0, wide, TURNED):
-                for top in range(0, tall, TURNED):
+            # Rows narrower than a tile are written to scratch as wide as one: the next row is written over what is too
+            # much, and behind the last one there is room for it.
+            turned = columns if columns < TURNED else columns // TURNED * TURNED
+            for left in range(0, turned, TURNED):
+                for top in range(0, rows, TURNED):
                     far, near = there + left * across + top * size, here + top * pitch + left * size
-                    if inwards:
-                        transpose(far, across, near, pitch)
+                    tall, wide = min(TURNED, rows - top), min(TURNED, columns - left)
+                    if tall == wide == TURNED:  # Numbers that the compiler knows need no masks.
+                        turn(far, across, near, pitch, TURNED, TURNED)
                     else:
-                        transpose(near, pitch, far, across)
-            move_columns(there + tall * down, down, across, here + tall * pitch, pitch, rows - tall, wide)
-            move_columns(there + wide * across, down, across, here + wide * size, pitch, rows, columns - wide)
+                        turn(far, across, near, pitch, tall, wide)
+            move_columns(there + turned * across, down, across, here + turned * size, pitch, rows, columns - turned)
 
     return move_tile
 
@@ -448,6 +457,9 @@ def _run_adder(memory: Scratch, add_turned):
                     length * size,
                     scratch + turned + number * turned_field,
                     TURNED * size,
+                    TURNED,
+                    TURNED,
+                    TURNED,
                 )
             add_turned(scratch, runs, outputs, o, own)
             o = (o + TURNED) % outputs
