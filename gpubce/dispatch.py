@@ -387,9 +387,13 @@ class Session:
         grad_scale: float = 1.0,
         read_predictions: bool = True,
         collection: Collection | None = None,
+        settlement: Settlement | None = None,
     ) -> tuple[Any, Buffer]:
         """One pass over the inputs; the array and buffer of its sums, float64 [sum, hi or lo, output]. If the
-        collection asks for a histogram, the array of its counts is left in ``self.histogram``."""
+        collection asks for a histogram, the array of its counts is left in ``self.histogram``.
+
+        The settlement turns the sums into values, wherever it says that they are. Where that was done part by part,
+        there is one number left for each sum: NaN if the first sum of an output was."""
         formula, collection = self.formula, collection or NOTHING_MORE
         arrays = self.inputs
         if not read_predictions:
@@ -442,13 +446,20 @@ class Session:
             self.histogram, where = self._new(cells, "int64")
             histogram_at = where.address
             engine.clear(histogram_at, math.prod(cells))
-        states, states_at = self._new((len(sums), 2, *counts), ACCUMULATOR)
-        addresses = tuple([arrays[role].address for role in roles])
-        job = Job(work, addresses, states_at.address, histogram_at, unit, parameters, self.ignored)
         from gpubce.backends import pipeline
 
-        pipeline.run(job, engine, self._allocate)
+        by_parts = None if settlement is None else pipeline.by_parts(work, engine)
+        states, states_at = self._new((len(sums), 2, *(() if by_parts else counts)), ACCUMULATOR)
+        addresses = tuple([arrays[role].address for role in roles])
+        job = Job(work, addresses, states_at.address, histogram_at, unit, parameters, self.ignored)
         self._jobs.append(job)
+        if settlement is None:
+            pipeline.run(job, engine, self._allocate)
+        elif by_parts:
+            as_numpy(states_at)[...] = 0.0 if by_parts(job, settlement) else math.nan
+        else:
+            pipeline.run(job, engine, self._allocate)
+            self.settle(engine, settlement._replace(states=states_at.address))
         return states, states_at
 
     def settle(self, engine: Engine, settlement: Settlement) -> None:
@@ -1017,21 +1028,18 @@ def _value_pass(
     sums: tuple[str, ...] = ("loss",) if name is None else ("loss", name)
     if session.checked and not session.on_host:
         sums += ("invalid",)
-    states, buffer = session.run(engine, sums, reduced, outputs, scale, grad_scale)
-    session.settle(
-        engine,
-        Settlement(
-            math.prod(shape),
-            buffer.address,
-            where.address,
-            storage,
-            numerator=0,
-            denominator=None if name is None else 1,
-            divisor=divisor,
-            least=least,
-            unit=session.formula.unit,
-        ),
+    settlement = Settlement(
+        math.prod(shape),
+        0,
+        where.address,
+        storage,
+        numerator=0,
+        denominator=None if name is None else 1,
+        divisor=divisor,
+        least=least,
+        unit=session.formula.unit,
     )
+    states, _ = session.run(engine, sums, reduced, outputs, scale, grad_scale, settlement=settlement)
     session.refuse_invalid(engine, sums, states)
     return array
 
@@ -1077,29 +1085,26 @@ def _derivative_scale(
         if divisor == 0.0:
             return None, 1.0  # Nothing to scale.
         return None, derivative_scale(number, divisor, session.formula.unit)
-    states_at = 0
-    if name is not None:
-        _, buffer = session.run(engine, (name,), reduced, read_predictions=False)
-        states_at = buffer.address
     shape = tuple(length for axis, length in enumerate(session.shape) if axis not in reduced)
     _, scale = session._new(shape, ACCUMULATOR)
-    session.settle(
-        engine,
-        Settlement(
-            math.prod(shape),
-            states_at,
-            scale.address,
-            ACCUMULATOR,
-            numerator=None,
-            denominator=None if name is None else 0,
-            divisor=divisor,
-            least=least,
-            grad_scale=number,
-            unit=session.formula.unit,
-            factor=factor.address if factor else 0,
-            factor_storage=factor.storage if factor else "float32",
-        ),
+    settlement = Settlement(
+        math.prod(shape),
+        0,
+        scale.address,
+        ACCUMULATOR,
+        numerator=None,
+        denominator=None if name is None else 0,
+        divisor=divisor,
+        least=least,
+        grad_scale=number,
+        unit=session.formula.unit,
+        factor=factor.address if factor else 0,
+        factor_storage=factor.storage if factor else "float32",
     )
+    if name is None:
+        session.settle(engine, settlement)
+    else:
+        session.run(engine, (name,), reduced, read_predictions=False, settlement=settlement)
     over_kept = iter(c_strides(shape, ITEMSIZE[ACCUMULATOR]))
     strides = tuple(0 if axis in reduced else next(over_kept) for axis in range(len(session.shape)))
     return scale._replace(shape=session.shape, strides=strides), 1.0

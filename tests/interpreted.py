@@ -183,6 +183,7 @@ class InterpretedEngine:
 
     loads_vectors = False
     at_once = True
+    along_axes_settled = None
 
     def _samples(self, key: KernelKey, elements, addresses, geometry, parameters, ignored):
         """Write the outputs of all elements; what they give to the sums and to the histogram."""

@@ -777,6 +777,7 @@ class Idle:
 
     loads_vectors = False
     at_once = True
+    along_axes_settled = None
 
     def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count, *_):
         self.check(key, elements, addresses, geometry, parameters)

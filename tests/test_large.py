@@ -74,12 +74,13 @@ MEMORY = {
     "a state": (lambda c: c.mean.state(c.x, c.y), 0, 3, BLOCKS),
     "means of labels": (lambda c: c.labels(c.x, c.y), 0, 1, CHUNKS),
     "means of labels and their gradient": (lambda c: c.labels.value_and_grad(c.x, c.y), 1, 1, CHUNKS),
+    "means of rows": (lambda c: c.rows(c.x, c.y), 1 / LABELS, 1, 2 * pipeline.PART),
     "states of labels": (lambda c: c.labels.state(c.x, c.y), 0, 3, CHUNKS),
     "finishing states of labels": (lambda c: c.labels.finish(c.state), 0, 0, 0),
     "an evaluator": (lambda c: gpubce.Evaluator(from_logits=True).update(c.x, c.y), 0, 8, BLOCKS),
 }
-"""A call, how many results as large as the predictions it gives back, how many sums it has, and how many pieces, blocks
-or chunks, leave a pair of numbers for each sum."""
+"""A call, how many results as large as the predictions it gives back, how many sums it has, and how many pieces,
+blocks, chunks or rows of a part, leave a pair of numbers for each sum."""
 
 
 class MemoryCalls:
@@ -89,6 +90,7 @@ class MemoryCalls:
     probabilities = gpubce.BinaryCrossEntropy()
     each = replace(mean, reduction="none")
     labels = replace(mean, axis=0)
+    rows = replace(mean, axis=1)
 
     def __init__(self):
         self.x = np.random.default_rng(0).random((ROWS, LABELS), np.float32)

@@ -89,7 +89,7 @@ def whole(key: KernelKey):
 def along_axes(key: KernelKey):
     """kernels.along_axes for this key."""
     return _compiled(
-        kernels.along_axes(key), "axes", key, (_I, _I, _I, _I, _I, *element_arguments(key), _I, _I, _I, _I, _I)
+        kernels.along_axes(key), "axes", key, (_I, _I, _I, _I, _I, *element_arguments(key), _I, _I, _I, _I, _I, _I)
     )
 
 

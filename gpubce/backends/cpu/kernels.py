@@ -718,9 +718,9 @@ def along_axes(key: KernelKey):
     """Sum runs of ``chunk`` reduced elements of each output, in order. Element r of output o has index r outputs + o.
 
     One task is one run of one tile of at most ``widest`` outputs. Run c leaves the pair of sum k for output o at
-    partials[k, :, c, o]. A row of lanes holds as many reduced elements of the tile as fit. What they leave is added to
-    the pairs for at least STEPS reduced elements at once, fewer at the end of a run, or for several runs. Each output
-    has its own histogram.
+    partials[k, :, c, o]; high parts and low parts, and those of each sum, lie ``apart`` bytes apart. A row of lanes
+    holds as many reduced elements of the tile as fit. What they leave is added to the pairs for at least STEPS reduced
+    elements at once, fewer at the end of a run, or for several runs. Each output has its own histogram.
 
     Strided arrays are brought into scratch for one row at a time; where predictions or targets are strided, all arrays
     are, for as many elements as a block has.
@@ -746,6 +746,7 @@ def along_axes(key: KernelKey):
         ignored,
         scratch,
         partials,
+        apart,
         count,
         histogram,
         unit,
@@ -754,7 +755,6 @@ def along_axes(key: KernelKey):
         across = (outputs + tile - 1) // tile
         together = lanes // tile if EVERY or tile == outputs else 1
         deep = room // tile if EVERY else together
-        apart = 8 * count * outputs
         few = TURNS and outputs <= FEW_OUTPUTS and tile == outputs and chunk * outputs % TURNED == 0
         hard = again = can_repeat(addresses)
         member = members = 0

@@ -48,21 +48,61 @@ class CpuEngine:
     def __init__(self, threads: int | None = None):
         self.threads = threads or thread_count()
 
-    def whole(self, key, elements, *work):
+    def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count, histogram, unit):
         blocks = key.plan.blocks(elements)
-        room = min(key.room(work[1]), blocks * key.plan.block)
+        room = min(key.room(geometry), blocks * key.plan.block)
         cells = scratch_of(key, False).cells(room)
-        self._pass(compiled.whole, key, cells, (room, elements), blocks, 1, elements, *work)
+        size, given = (room, elements), (addresses, geometry, parameters, ignored)
+        self._pass(compiled.whole, key, cells, size, blocks, 1, elements, given, (partials, count), histogram, unit)
 
-    def along_axes(self, key, reduced, outputs, *work):
-        tile = key.tile(work[1])
+    def along_axes(
+        self, key, reduced, outputs, addresses, geometry, parameters, ignored, partials, count, histogram, unit
+    ):
+        tile = key.tile(geometry)
         tasks = key.plan.chunks(reduced) * -(-outputs // tile)
         cells = scratch_of(key, True).cells(key.plan.block)
-        self._pass(compiled.along_axes, key, cells, (tile, reduced, outputs), tasks, outputs, reduced * outputs, *work)
+        size, given = (tile, reduced, outputs), (addresses, geometry, parameters, ignored)
+        where = partials, 8 * count * outputs, count
+        self._pass(
+            compiled.along_axes, key, cells, size, tasks, outputs, reduced * outputs, given, where, histogram, unit
+        )
+
+    def along_axes_settled(
+        self, key, reduced, outputs, addresses, geometry, parameters, ignored, part: int, settlement: Settlement
+    ) -> bool:
+        tile, sums = key.tile(geometry), len(key.recipe.sums)
+        tasks, together = -(-outputs // tile), max(1, part // tile)
+        cells = scratch_of(key, True).cells(key.plan.block)
+        settle_key, (_, _, result, *rest) = SettleKey.of(settlement)
+        kernel, settle = compiled.along_axes(key), compiled.settle(settle_key)
+        lost: list[int] = []
+
+        def begin():
+            memory, scratch = compiled.scratch(cells + 2 * sums * together * tile)
+            states = scratch + 8 * cells
+            first_sums = memory[(states - memory.ctypes.data) // 8 :]
+
+            def work(first, last):
+                for task in range(first, last, together):
+                    end = min(task + together, last)
+                    before = task * tile
+                    held = min(end * tile, outputs) - before
+                    kernel(
+                        task, end, tile, reduced, outputs, addresses, geometry, parameters, ignored, scratch,
+                        states - 8 * before, 8 * held, 1, 0, 1,
+                    )  # fmt: skip
+                    settle(held, states, result + ITEMSIZE[settlement.storage] * before, *rest)
+                    if np.isnan(first_sums[:held]).any():
+                        lost.append(task)
+
+            return work
+
+        elements = reduced * outputs
+        self._share(begin, tasks, self._threads(tasks, elements), elements)
+        return not lost
 
     def _pass(
-        self, compile_for, key, cells, size, tasks, outputs, elements,
-        addresses, geometry, parameters, ignored, partials, count, histogram, unit,
+        self, compile_for, key, cells, size, tasks, outputs, elements, given, where, histogram, unit
     ):  # fmt: skip
         threads = self._threads(tasks, elements)
         counts = None
@@ -77,9 +117,7 @@ class CpuEngine:
             own = counts.own() if counts else 0
 
             def work(first, last, _keep=memory):
-                kernel(
-                    first, last, *size, addresses, geometry, parameters, ignored, scratch, partials, count, own, unit
-                )
+                kernel(first, last, *size, *given, scratch, *where, own, unit)
 
             return work
 

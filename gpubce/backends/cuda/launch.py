@@ -44,6 +44,7 @@ class CudaEngine:
 
     loads_vectors = True
     at_once = False
+    along_axes_settled = None
 
     def __init__(self, stream: int = 0, device: int = 0):
         self.stream = stream
