@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -88,8 +88,18 @@ def _load_for_cpu() -> Any:
         return launch
 
 
-Again = Callable[[tuple[int, ...]], "tuple[Any, ...] | None"]
-"""A call once more, for arrays elsewhere: what it gives, or None where an element may be invalid."""
+Places = tuple[int | None, ...]
+"""The address of each output that the caller has given, None for those that are new."""
+
+Again = Callable[[tuple[int, ...], Places], "list[Any] | None"]
+"""A call once more, for arrays elsewhere: its new arrays, None for those that were given. None where an element may be
+invalid, or where outputs share memory."""
+
+Look = tuple[Hashable, tuple[int, ...], Places]
+"""What a call follows from but for where its arrays are; where these are, and its outputs."""
+
+Reach = tuple[int, int]
+"""The bytes from an array's address to the first byte of its memory, and to the one behind the last."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +268,7 @@ class Session:
         """That of the last pass."""
         self._label_vectors: dict[str, Buffer] = {}
         self._copies_back: list[tuple[Buffer, Buffer]] = []
+        self._outs: dict[str, Buffer] = {}
         self._jobs: list[Job] = []
         self._settlements: list[Settlement] = []
 
@@ -339,6 +350,7 @@ class Session:
             array, buffer = out, _buffer(library, out, argument)
             checks.same_device(self.name, self.predictions, argument, buffer)
             checks.output(argument, buffer, shape, storage)
+            self._outs[argument] = buffer
             for role, given in self.given.items():
                 own = role == "prediction"
                 name = {"prediction": self.name, "target": "targets"}.get(role, role)
@@ -541,9 +553,9 @@ class Session:
 
     # Once more ------------------------------------------------------------------------------------------------------
 
-    def again(self, engine: Engine) -> Again | None:
-        """This call, into new arrays, for others that look like its own; None unless it was one pass, at whose values
-        nobody on the host looks but a CPU."""
+    def again(self, engine: Engine, outs: dict[str, Any]) -> Again | None:
+        """This call for arrays that look like its own; None unless it was one pass, at whose values nobody on the host
+        looks but a CPU. ``outs`` has the argument for each result, and what was given for it."""
         from gpubce.backends import pipeline
 
         given = tuple(role for role in ROLES if role in self.given)
@@ -559,21 +571,27 @@ class Session:
         on_host, (cells, do) = self.on_host, repeat
         made: list[tuple[tuple[int, ...], str]] = [((), settlement.storage)] if settlement else []
         made += [(self.shape, self.storage)] * len(job.work.recipe.outputs)
-        results = len(made)
         if cells:
             made.append(((cells,), ACCUMULATOR))
         noticed = job.work.recipe.sums[0] if self.checked else None
+        read = [_reach(self.given[role]) for role in given]
+        written = [_reach(self._outs[name]) if name in self._outs else None for name in outs]
 
-        def again(addresses: tuple[int, ...]) -> tuple[Any, ...] | None:
-            arrays = [library.empty(shape, storage, like) for shape, storage in made]  # The last one for sums.
-            places: list[Any] = [library.address(array) for array in arrays]
+        def again(addresses: tuple[int, ...], there: Places) -> list[Any] | None:
+            if any(there) and _share_memory((*there, *addresses), (*written, *read), len(there)):
+                return None
+            arrays: list[Any] = []
+            places: list[Any] = []
+            for (shape, storage), place in zip_longest(made, there):  # The last one for sums.
+                arrays.append(library.empty(shape, storage, like) if place is None else None)
+                places.append(library.address(arrays[-1]) if place is None else place)
             if None in places:
                 return None
             room = places.pop() if cells else 0
             first = do((*addresses, *places[settled:]), places[0], room, 0 if on_host else library.stream(like))
             if first is None or (noticed == "loss" and first != first) or (noticed == "invalid" and first != 0.0):
                 return None
-            return tuple([library.result(array, like) for array in arrays[:results]])
+            return [None if array is None else library.result(array, like) for array in arrays[: len(there)]]
 
         return again
 
@@ -761,15 +779,9 @@ def wait_for(array: Any, handle: int | None) -> None:
 # Small calls that look like one before --------------------------------------------------------------------------------
 
 
-def _seen(
-    reduction: Reduction,
-    arguments: Arguments,
-    wanted: tuple[str, ...],
-    outs: tuple[Any, ...],
-    grad_scale: Any = 1.0,
-) -> tuple[Hashable, tuple[int, ...]] | None:
-    """What a call follows from beside its formula, the values of its arrays and where they are; and where they are.
-    None where that takes more than a glance.
+def _seen(reduction: Reduction, arguments: Arguments, outs: dict[str, Any], grad_scale: Any = 1.0) -> Look | None:
+    """What a call follows from beside its formula and the values of its arrays. None where that takes more than a
+    glance.
 
     A session takes 26 us for what the kernels do in 1.5 us. Where arrays in host memory, of one block at most, look
     like those of a call before, that call is done again with other addresses: 6 us. An error that does not depend on
@@ -780,11 +792,8 @@ def _seen(
     number = _seen_number(grad_scale)
     if number is None or stream is not None or baseline is not None:
         return None
-    for out in outs:
-        if out is not None:
-            return None
     # Tests and compile_ahead change the engine and the plan.
-    key = [cpu_engine, PLAN, reduction, wanted, number, device, check, signed]
+    key = [cpu_engine, PLAN, reduction, tuple(outs), number, device, check, signed]
     addresses = []
     for array in (predictions, targets, weight, mask, pos_weight):
         if array is None:
@@ -795,7 +804,14 @@ def _seen(
             return None
         key.append(seen[0])
         addresses.append(seen[1])
-    return tuple(key), tuple(addresses)
+    places: list[int | None] = []
+    for out in outs.values():
+        seen = None if out is None else glance(out)
+        if out is not None and (seen is None or (type(out) is np.ndarray and not out.flags.writeable)):
+            return None
+        key.append(seen and seen[0])
+        places.append(seen and seen[1])
+    return tuple(key), tuple(addresses), tuple(places)
 
 
 def _seen_number(grad_scale: Any) -> Hashable | None:
@@ -814,18 +830,42 @@ def _seen_number(grad_scale: Any) -> Hashable | None:
     return (look, number) if number else None
 
 
-def _again(formula: Formula, seen: tuple[Hashable, tuple[int, ...]] | None) -> tuple[Any, ...] | None:
+def _reach(buffer: Buffer) -> Reach:
+    first, last = buffer.extent
+    return first - buffer.address, last - buffer.address
+
+
+def _share_memory(places: Places, reaches: tuple[Reach | None, ...], written: int) -> bool:
+    """Whether one of the first arrays, so many, shares memory with another. A derivative may take the place of logits;
+    that is left to a session, because what the loss cannot tell would have to be computed once more."""
+    spans = [
+        (place + reach[0], place + reach[1])
+        for place, reach in zip(places, reaches, strict=True)
+        if place is not None and reach is not None
+    ]
+    written -= places.count(None)
+    for k, (low, high) in enumerate(spans[:written]):
+        for first, last in spans[k + 1 :]:
+            if low < last and first < high:
+                return True
+    return False
+
+
+def _again(formula: Formula, seen: Look | None, outs: dict[str, Any]) -> tuple[Any, ...] | None:
     """What the call gives, unless a session has to tell."""
     if seen is None:
         return None
-    key, addresses = seen
+    key, addresses, places = seen
     known = formula.repeats.get(key)
-    return None if known is None else known(addresses)
+    new = None if known is None else known(addresses, places)
+    if new is None:
+        return None
+    return tuple([array if out is None else out for out, array in zip(outs.values(), new, strict=True)])
 
 
-def _keep(session: Session, engine: Engine, seen: tuple[Hashable, tuple[int, ...]] | None) -> None:
+def _keep(session: Session, engine: Engine, seen: Look | None, outs: dict[str, Any]) -> None:
     """Remember what the session did."""
-    again = None if seen is None else session.again(engine)
+    again = None if seen is None else session.again(engine, outs)
     if seen is not None and again is not None:
         repeats = session.formula.repeats
         if len(repeats) >= REMEMBERED:
@@ -838,13 +878,14 @@ def _keep(session: Session, engine: Engine, seen: tuple[Hashable, tuple[int, ...
 
 def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any) -> Any:
     """The loss: element by element, or reduced."""
-    seen = _seen(reduction, arguments, ("loss",), (out,))
-    if (known := _again(formula, seen)) is not None:
+    outs = {"out": out}
+    seen = _seen(reduction, arguments, outs)
+    if (known := _again(formula, seen, outs)) is not None:
         return known[0]
     session = Session(formula, arguments)
     with session.engine() as engine:
         array = _value_pass(session, engine, reduction, out, {}, None, 1.0)
-        _keep(session, engine, seen)
+        _keep(session, engine, seen, outs)
     session.bring_back()
     return session.hand_over(array, out)
 
@@ -858,8 +899,9 @@ def value_and_grad(
     grad_scale: Any,
 ) -> tuple[Any, Any]:
     """The loss, and its gradient with respect to the predictions, in one pass over them."""
-    seen = _seen(reduction, arguments, ("loss", "gradient"), (out, grad_out), grad_scale)
-    if (known := _again(formula, seen)) is not None:
+    outs = {"out": out, "grad_out": grad_out}
+    seen = _seen(reduction, arguments, outs, grad_scale)
+    if (known := _again(formula, seen, outs)) is not None:
         return known[0], known[1]
     session = Session(formula, arguments)
     with session.engine() as engine:
@@ -868,7 +910,7 @@ def value_and_grad(
         reduced = _reduced_axes(session, reduction)
         scale, number = _derivative_scale(session, engine, reduction, reduced, grad_scale)
         array = _value_pass(session, engine, reduction, out, {"gradient": where}, scale, number)
-        _keep(session, engine, seen)
+        _keep(session, engine, seen, outs)
     session.bring_back()
     return session.hand_over(array, out), session.hand_over(gradient, grad_out)
 
@@ -878,8 +920,9 @@ def derivatives(
 ) -> tuple[Any, ...]:
     """The first and second derivative of each element's part of the reduced value; with reduction "none", of its own
     loss. ``wanted`` names what is wanted ("gradient", "hessian") and where to write it, None for new arrays."""
-    seen = _seen(reduction, arguments, tuple(wanted), tuple(wanted.values()), grad_scale)
-    if (known := _again(formula, seen)) is not None:
+    outs = {f"{name[:4]}_out": out for name, out in wanted.items()}
+    seen = _seen(reduction, arguments, outs, grad_scale)
+    if (known := _again(formula, seen, outs)) is not None:
         return known
     session = Session(formula, arguments)
     with session.engine() as engine:
@@ -895,7 +938,7 @@ def derivatives(
         everything = tuple(range(len(session.shape)))
         states, _ = session.run(engine, sums, everything, outputs, scale, number)
         session.refuse_invalid(engine, sums, states)
-        _keep(session, engine, seen)
+        _keep(session, engine, seen, outs)
     session.bring_back()
     return tuple(session.hand_over(arrays[name], out) for name, out in wanted.items())
 

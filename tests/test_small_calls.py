@@ -15,7 +15,7 @@ import pytest
 
 from gpubce import BinaryCrossEntropy, dispatch
 from gpubce.arrays.registry import glance
-from gpubce.errors import GpubceError, InvalidValueError
+from gpubce.errors import ArrayError, GpubceError, InvalidValueError
 from tests import backends
 
 SHAPE = (9, 5)
@@ -95,7 +95,6 @@ def test_again_gives_what_a_session_gives(sessions, method, options):
         ({"axis": 0}, {}),
         ({"label_weight": 2.0}, {}),
         ({"pos_weight": (1.0, 2.0, 3.0, 4.0, 5.0)}, {}),
-        ({}, {"out": np.empty((), np.float32)}),
         ({}, {"weight": 2.0}),
         ({}, {"stream": None, "mask": [True] * 5}),
     ],
@@ -108,6 +107,96 @@ def test_what_takes_more_than_a_glance_is_a_session(sessions, options, arguments
         expected = replace(loss)(predictions, targets, **arguments).copy()
         assert same([loss(predictions, targets, **arguments)], [expected])
     assert times(sessions, loss) == 2
+
+
+def outputs(method: str, options: dict, kind: str, shape=SHAPE) -> dict[str, np.ndarray]:
+    """An array for each result."""
+    given = drawn(0, kind, shape=shape)
+    results = METHODS[method](BinaryCrossEntropy(**options), given)
+    names = {"value": ("out",), "value_and_grad": ("out", "grad_out"), "grad_and_hess": ("grad_out", "hess_out")}[
+        method
+    ]
+    return {name: np.full_like(np.asarray(result), 7) for name, result in zip(names, results, strict=True)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", ["logits", "probabilities", "each"])
+def test_arrays_for_results_are_written_again(sessions, method, options):
+    """All that there are, or the last one alone; each time others, or the same."""
+    loss = BinaryCrossEntropy(**OPTIONS[options])
+    for kind in ("float32", "float16"):
+        every = outputs(method, OPTIONS[options], kind)
+        for names in {tuple(every), tuple(every)[-1:]}:
+            sessions.clear()
+            for seed in range(4):
+                given = drawn(seed, kind)
+                expected = METHODS[method](replace(loss), given)
+                outs = {name: every[name] if seed % 2 else every[name].copy() for name in names}
+                found = METHODS[method](loss, (*given[:2], outs))
+                assert same([np.asarray(one) for one in found], [np.asarray(one) for one in expected])
+                assert all(any(one is out for one in found) for out in outs.values())
+            assert times(sessions, loss) == 1
+
+
+def test_arrays_with_gaps_are_written_again(sessions):
+    loss, room = BinaryCrossEntropy(from_logits=True), np.zeros((2 * SHAPE[0], 3 * SHAPE[1]), np.float32)
+    for seed in range(3):
+        given = drawn(seed)[:2]
+        loss.value_and_grad(*given, grad_out=room[::-2, ::3])
+        assert np.array_equal(room[::-2, ::3], replace(loss).value_and_grad(*given)[1])
+        assert np.count_nonzero(room) <= room[::2, ::3].size
+    assert times(sessions, loss) == 1
+
+
+def test_shared_memory_is_told_as_by_a_session(sessions):
+    """With every other array, before and behind it."""
+    loss = BinaryCrossEntropy(from_logits=True, reduction="none")
+    room = np.zeros((6, 10), np.float32)
+    own = [np.zeros((4, 10), np.float32) for _ in range(4)]
+    call = loss.value_and_grad
+    call(*own[:2], out=own[2], grad_out=own[3])
+    for first in range(4):
+        for second in range(max(2, first + 1), 4):
+            for one, other in ((room[:4], room[2:]), (room[2:], room[:4]), (room[1:5], room[1:5])):
+                arrays = [*own]
+                arrays[first], arrays[second] = one, other
+                x, y, out, grad_out = arrays
+                if first == 0 and second == 3 and one is not room[:4] and np.shares_memory(one[0], other[0]):
+                    continue
+                with pytest.raises(ArrayError, match="shares memory"):
+                    call(x, y, out=out, grad_out=grad_out)
+    assert times(sessions, loss) > 1
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_a_gradient_in_the_place_of_logits_is_that_of_the_logits(value):
+    """Also where the loss is NaN, and a session looks why."""
+    loss, (logits, targets, _) = BinaryCrossEntropy(from_logits=True), drawn(0)
+    logits[2, 2] = value
+    expected = replace(loss).value_and_grad(logits, targets)[1]
+    for _ in range(2):
+        loss.value_and_grad(logits, targets, grad_out=np.empty_like(logits))
+        place = logits.copy()
+        assert np.array_equal(loss.value_and_grad(place, targets, grad_out=place)[1], expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda out: out[1:],
+        lambda out: out.astype(np.float64),
+        lambda out: np.frombuffer(out.tobytes(), out.dtype).reshape(out.shape),
+        lambda out: np.broadcast_to(out[0], out.shape),
+        lambda out: out.tolist(),
+    ],
+    ids=["another shape", "another type", "read-only", "broadcast", "a list"],
+)
+def test_what_cannot_be_written_is_told_as_by_a_session(wrong):
+    loss, given, out = BinaryCrossEntropy(from_logits=True), drawn(0)[:2], np.zeros(SHAPE, np.float32)
+    loss.value_and_grad(*given, grad_out=out)
+    for _ in range(2):
+        with pytest.raises(GpubceError, match="grad_out"):
+            loss.value_and_grad(*given, grad_out=wrong(out))
 
 
 def test_more_than_a_block_is_a_session(sessions):
@@ -197,7 +286,7 @@ def test_arrays_that_were_moved_are_moved_again(sessions, monkeypatch):
     """Where they were is not where the kernel found them."""
     again, loss, given = dispatch.Session.again, BinaryCrossEntropy(from_logits=True), drawn(0)[:2]
     monkeypatch.setattr(
-        dispatch.Session, "again", lambda session, engine: (setattr(session, "moved", True), again(session, engine))[1]
+        dispatch.Session, "again", lambda session, *rest: (setattr(session, "moved", True), again(session, *rest))[1]
     )
     for calls in (1, 2, 3):
         loss(*given)
