@@ -35,6 +35,7 @@ def ways() -> dict[str, dict[str, Callable[[], object]]]:
     x = rng.normal(size=ELEMENTS).astype(np.float32)
     y = (rng.random(ELEMENTS) < 0.3).astype(np.float32)
     logits, targets = torch.from_numpy(x), torch.from_numpy(y)
+    room = np.empty_like(x)
     leaf = logits.clone().requires_grad_()
     loss = BinaryCrossEntropy(from_logits=True)
 
@@ -52,6 +53,7 @@ def ways() -> dict[str, dict[str, Callable[[], object]]]:
         "loss and gradient": {
             "PyTorch": lambda: backward(F.binary_cross_entropy_with_logits),
             "gpubce, arrays": lambda: loss.value_and_grad(x, y),
+            "gpubce, arrays, grad_out=": lambda: loss.value_and_grad(x, y, grad_out=room),
             "gpubce, tensors": lambda: loss.value_and_grad(logits, targets),
             "gpubce.adapters.torch": lambda: backward(drop_in.binary_cross_entropy_with_logits),
         },
