@@ -60,6 +60,7 @@ CASES = {
     "loss of each label, (n, 1000)": Workload(BY_LABEL, labels=1000),
     "loss of each label, (n, 3)": Workload(BY_LABEL, labels=3),
     "loss of each row, (n, 1000)": Workload(BY_ROW, labels=1000),
+    "loss of each row, (n, 3)": Workload(BY_ROW, labels=3),
     "loss, weight of each row, (n, 1000)": Workload(replace(LOGITS, weight="column"), labels=1000),
     "loss, mask": Workload(replace(LOGITS, mask="full")),
 }
