@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -88,15 +88,15 @@ def _load_for_cpu() -> Any:
         return launch
 
 
-Places = tuple[int | None, ...]
-"""The address of each output that the caller has given, None for those that are new."""
+Places = list[tuple[int, int]]
+"""Which of the results have an array of the caller's, and its address."""
 
-Again = Callable[[tuple[int, ...], Places], "list[Any] | None"]
-"""A call once more, for arrays elsewhere: its new arrays, None for those that were given. None where an element may be
-invalid, or where outputs share memory."""
+Again = Callable[[tuple[int, ...], Places], "tuple[Any, ...] | None"]
+"""A call once more, for arrays elsewhere: its results, None for those with an array of the caller's. None where an
+element may be invalid, or where outputs share memory."""
 
 Look = tuple[Hashable, tuple[int, ...], Places]
-"""What a call follows from but for where its arrays are; where these are, and its outputs."""
+"""What a call follows from but for where its arrays are; where these are, and those for its results."""
 
 Reach = tuple[int, int]
 """The bytes from an array's address to the first byte of its memory, and to the one behind the last."""
@@ -153,6 +153,9 @@ PARAMETER_OPTIONS = {
     "clip": "eps",
 }
 """The options that each group of a kernel's numbers comes from."""
+
+OUTPUTS = {"loss": "out", "gradient": "grad_out", "hessian": "hess_out"}
+"""The argument for the array of each result."""
 
 LEAST_POSITIVES = 1.0
 """What the sum of positives is raised to before anything is divided by it."""
@@ -553,9 +556,9 @@ class Session:
 
     # Once more ------------------------------------------------------------------------------------------------------
 
-    def again(self, engine: Engine, outs: dict[str, Any]) -> Again | None:
+    def again(self, engine: Engine, wanted: tuple[str, ...]) -> Again | None:
         """This call for arrays that look like its own; None unless it was one pass, at whose values nobody on the host
-        looks but a CPU. ``outs`` has the argument for each result, and what was given for it."""
+        looks but a CPU. ``wanted`` names the results."""
         from gpubce.backends import pipeline
 
         given = tuple(role for role in ROLES if role in self.given)
@@ -569,29 +572,31 @@ class Session:
             return None
         library, like, settled = self.library, self.predictions._replace(owner=None), settlement is not None
         on_host, (cells, do) = self.on_host, repeat
-        made: list[tuple[tuple[int, ...], str]] = [((), settlement.storage)] if settlement else []
+        made: list[tuple[tuple[int, ...], str] | None] = [((), settlement.storage)] if settlement else []
         made += [(self.shape, self.storage)] * len(job.work.recipe.outputs)
+        made = [None if OUTPUTS[name] in self._outs else one for name, one in zip(wanted, made, strict=True)]
+        results = len(made)
         if cells:
             made.append(((cells,), ACCUMULATOR))
         noticed = job.work.recipe.sums[0] if self.checked else None
         read = [_reach(self.given[role]) for role in given]
-        written = [_reach(self._outs[name]) if name in self._outs else None for name in outs]
+        written = [_reach(self._outs[OUTPUTS[name]]) for name in wanted if OUTPUTS[name] in self._outs]
 
-        def again(addresses: tuple[int, ...], there: Places) -> list[Any] | None:
-            if any(there) and _share_memory((*there, *addresses), (*written, *read), len(there)):
-                return None
-            arrays: list[Any] = []
-            places: list[Any] = []
-            for (shape, storage), place in zip_longest(made, there):  # The last one for sums.
-                arrays.append(library.empty(shape, storage, like) if place is None else None)
-                places.append(library.address(arrays[-1]) if place is None else place)
+        def again(addresses: tuple[int, ...], there: Places) -> tuple[Any, ...] | None:
+            arrays = [one and library.empty(one[0], one[1], like) for one in made]  # The last one for sums.
+            places: list[Any] = [None if array is None else library.address(array) for array in arrays]
+            if there:
+                for result, place in there:
+                    places[result] = place
+                if _share_memory(written, [place for _, place in there], read, addresses):
+                    return None
             if None in places:
                 return None
             room = places.pop() if cells else 0
             first = do((*addresses, *places[settled:]), places[0], room, 0 if on_host else library.stream(like))
             if first is None or (noticed == "loss" and first != first) or (noticed == "invalid" and first != 0.0):
                 return None
-            return [None if array is None else library.result(array, like) for array in arrays[: len(there)]]
+            return tuple([None if array is None else library.result(array, like) for array in arrays[:results]])
 
         return again
 
@@ -779,7 +784,13 @@ def wait_for(array: Any, handle: int | None) -> None:
 # Small calls that look like one before --------------------------------------------------------------------------------
 
 
-def _seen(reduction: Reduction, arguments: Arguments, outs: dict[str, Any], grad_scale: Any = 1.0) -> Look | None:
+def _seen(
+    reduction: Reduction,
+    arguments: Arguments,
+    wanted: tuple[str, ...],
+    outs: tuple[Any, ...],
+    grad_scale: Any = 1.0,
+) -> Look | None:
     """What a call follows from beside its formula and the values of its arrays. None where that takes more than a
     glance.
 
@@ -793,7 +804,7 @@ def _seen(reduction: Reduction, arguments: Arguments, outs: dict[str, Any], grad
     if number is None or stream is not None or baseline is not None:
         return None
     # Tests and compile_ahead change the engine and the plan.
-    key = [cpu_engine, PLAN, reduction, tuple(outs), number, device, check, signed]
+    key = [cpu_engine, PLAN, reduction, wanted, number, device, check, signed]
     addresses = []
     for array in (predictions, targets, weight, mask, pos_weight):
         if array is None:
@@ -804,14 +815,15 @@ def _seen(reduction: Reduction, arguments: Arguments, outs: dict[str, Any], grad
             return None
         key.append(seen[0])
         addresses.append(seen[1])
-    places: list[int | None] = []
-    for out in outs.values():
-        seen = None if out is None else glance(out)
-        if out is not None and (seen is None or (type(out) is np.ndarray and not out.flags.writeable)):
-            return None
-        key.append(seen and seen[0])
-        places.append(seen and seen[1])
-    return tuple(key), tuple(addresses), tuple(places)
+    places: Places = []
+    for result, out in enumerate(outs):
+        if out is not None:
+            seen = glance(out)
+            if seen is None or (type(out) is np.ndarray and not out.flags.writeable):
+                return None
+            key.append((result, seen[0]))
+            places.append((result, seen[1]))
+    return tuple(key), tuple(addresses), places
 
 
 def _seen_number(grad_scale: Any) -> Hashable | None:
@@ -835,37 +847,34 @@ def _reach(buffer: Buffer) -> Reach:
     return first - buffer.address, last - buffer.address
 
 
-def _share_memory(places: Places, reaches: tuple[Reach | None, ...], written: int) -> bool:
-    """Whether one of the first arrays, so many, shares memory with another. A derivative may take the place of logits;
-    that is left to a session, because what the loss cannot tell would have to be computed once more."""
-    spans = [
-        (place + reach[0], place + reach[1])
-        for place, reach in zip(places, reaches, strict=True)
-        if place is not None and reach is not None
-    ]
-    written -= places.count(None)
-    for k, (low, high) in enumerate(spans[:written]):
-        for first, last in spans[k + 1 :]:
-            if low < last and first < high:
+def _share_memory(written: list[Reach], places: list[int], read: list[Reach], addresses: Sequence[int]) -> bool:
+    """Whether an array that is written would share memory with another, where they are now. A derivative may take the
+    place of logits; that is left to a session, because what the loss cannot tell takes the logits once more."""
+    taken = [(address + first, address + end) for address, (first, end) in zip(addresses, read, strict=True)]
+    for place, (first, end) in zip(places, written, strict=True):
+        low, high = place + first, place + end
+        for other_low, other_high in taken:
+            if low < other_high and other_low < high:
                 return True
+        taken.append((low, high))
     return False
 
 
-def _again(formula: Formula, seen: Look | None, outs: dict[str, Any]) -> tuple[Any, ...] | None:
+def _again(formula: Formula, seen: Look | None, outs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """What the call gives, unless a session has to tell."""
     if seen is None:
         return None
     key, addresses, places = seen
     known = formula.repeats.get(key)
-    new = None if known is None else known(addresses, places)
-    if new is None:
-        return None
-    return tuple([array if out is None else out for out, array in zip(outs.values(), new, strict=True)])
+    results = None if known is None else known(addresses, places)
+    if results is None or not places:
+        return results
+    return tuple([new if out is None else out for new, out in zip(results, outs, strict=True)])
 
 
-def _keep(session: Session, engine: Engine, seen: Look | None, outs: dict[str, Any]) -> None:
+def _keep(session: Session, engine: Engine, seen: Look | None, wanted: tuple[str, ...]) -> None:
     """Remember what the session did."""
-    again = None if seen is None else session.again(engine, outs)
+    again = None if seen is None else session.again(engine, wanted)
     if seen is not None and again is not None:
         repeats = session.formula.repeats
         if len(repeats) >= REMEMBERED:
@@ -878,14 +887,14 @@ def _keep(session: Session, engine: Engine, seen: Look | None, outs: dict[str, A
 
 def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any) -> Any:
     """The loss: element by element, or reduced."""
-    outs = {"out": out}
-    seen = _seen(reduction, arguments, outs)
+    wanted, outs = ("loss",), (out,)
+    seen = _seen(reduction, arguments, wanted, outs)
     if (known := _again(formula, seen, outs)) is not None:
         return known[0]
     session = Session(formula, arguments)
     with session.engine() as engine:
         array = _value_pass(session, engine, reduction, out, {}, None, 1.0)
-        _keep(session, engine, seen, outs)
+        _keep(session, engine, seen, wanted)
     session.bring_back()
     return session.hand_over(array, out)
 
@@ -899,8 +908,8 @@ def value_and_grad(
     grad_scale: Any,
 ) -> tuple[Any, Any]:
     """The loss, and its gradient with respect to the predictions, in one pass over them."""
-    outs = {"out": out, "grad_out": grad_out}
-    seen = _seen(reduction, arguments, outs, grad_scale)
+    wanted, outs = ("loss", "gradient"), (out, grad_out)
+    seen = _seen(reduction, arguments, wanted, outs, grad_scale)
     if (known := _again(formula, seen, outs)) is not None:
         return known[0], known[1]
     session = Session(formula, arguments)
@@ -910,7 +919,7 @@ def value_and_grad(
         reduced = _reduced_axes(session, reduction)
         scale, number = _derivative_scale(session, engine, reduction, reduced, grad_scale)
         array = _value_pass(session, engine, reduction, out, {"gradient": where}, scale, number)
-        _keep(session, engine, seen, outs)
+        _keep(session, engine, seen, wanted)
     session.bring_back()
     return session.hand_over(array, out), session.hand_over(gradient, grad_out)
 
@@ -920,15 +929,15 @@ def derivatives(
 ) -> tuple[Any, ...]:
     """The first and second derivative of each element's part of the reduced value; with reduction "none", of its own
     loss. ``wanted`` names what is wanted ("gradient", "hessian") and where to write it, None for new arrays."""
-    outs = {f"{name[:4]}_out": out for name, out in wanted.items()}
-    seen = _seen(reduction, arguments, outs, grad_scale)
+    names, outs = tuple(wanted), tuple(wanted.values())
+    seen = _seen(reduction, arguments, names, outs, grad_scale)
     if (known := _again(formula, seen, outs)) is not None:
         return known
     session = Session(formula, arguments)
     with session.engine() as engine:
         arrays, outputs = {}, {}
         for name, out in wanted.items():
-            arrays[name], outputs[name] = session.result(session.shape, session.storage, out, f"{name[:4]}_out")
+            arrays[name], outputs[name] = session.result(session.shape, session.storage, out, OUTPUTS[name])
         if len(wanted) == 2 and all(out is not None for out in wanted.values()):
             checks.separate("hess_out", outputs["hessian"], "grad_out", outputs["gradient"])
         session.judge_first(engine)
@@ -938,7 +947,7 @@ def derivatives(
         everything = tuple(range(len(session.shape)))
         states, _ = session.run(engine, sums, everything, outputs, scale, number)
         session.refuse_invalid(engine, sums, states)
-        _keep(session, engine, seen, outs)
+        _keep(session, engine, seen, names)
     session.bring_back()
     return tuple(session.hand_over(arrays[name], out) for name, out in wanted.items())
 
@@ -1090,7 +1099,7 @@ def _value_pass(
 def _separate_outputs(out: Any, where: Buffer, outputs: dict[str, Buffer]) -> None:
     if out is not None:
         for role, buffer in outputs.items():
-            checks.separate("out", where, f"{role[:4]}_out", buffer)
+            checks.separate("out", where, OUTPUTS[role], buffer)
 
 
 def _derivative_scale(

@@ -10,13 +10,12 @@ import gpubce
 from gpubce.backends import pipeline
 from gpubce.backends.cpu import launch
 from gpubce.errors import InvalidValueError
-from gpubce.spec.plan import Plan
+from gpubce.spec.plan import PLAN
 from tests import backends
 from tests.cases import bits
 
-PLAN = Plan(16, 2, 8)
-ROWS, LABELS = 533, 7
-"""Several parts for each thread, a last one that is shorter, and one run of each row."""
+ROWS, LABELS = 2_533, 7
+"""Several parts for each thread, and a last one that is shorter."""
 
 logistic = gpubce.BinaryCrossEntropy(from_logits=True, axis=1)
 rng = np.random.default_rng(0)
@@ -79,7 +78,7 @@ def test_parts_have_the_bits_of_the_whole(name, monkeypatch, settled):
     call, passes = CALLS[name]
     expected = called(monkeypatch, call, part=ROWS)
     assert not settled
-    for part, threads in ((1, 1), (48, 1), (48, 3), (ROWS - 1, 2)):
+    for part, threads in ((1, 1), (300, 1), (300, 3), (ROWS - 1, 2)):
         found = called(monkeypatch, call, part, threads)
         for one, other in zip(arrays(found), arrays(expected), strict=True):
             assert np.array_equal(bits(one), bits(other))
@@ -91,21 +90,21 @@ def test_an_invalid_element_of_any_part_is_told(row, monkeypatch, settled):
     y = Y.copy()
     y[row, 3] = 1.5
     with pytest.raises(InvalidValueError, match=rf"{row}, 3.*1\.5"):
-        called(monkeypatch, lambda: logistic(X, y), part=48)
+        called(monkeypatch, lambda: logistic(X, y), part=300)
     assert settled == [ROWS]
 
 
 def test_a_prediction_that_is_nan_is_no_error(monkeypatch, settled):
     x = X.copy()
     x[300, 2] = np.nan
-    found = called(monkeypatch, lambda: logistic(x, Y), part=48)
+    found = called(monkeypatch, lambda: logistic(x, Y), part=300)
     assert np.flatnonzero(np.isnan(found)).tolist() == [300]
 
 
 def test_rows_of_several_runs_are_settled_at_the_end(monkeypatch, settled):
     """And those of none, and states, which are made of the sums."""
-    wide, none = np.repeat(X, 2, axis=1), X[:, :0]
-    called(monkeypatch, lambda: logistic(wide, np.repeat(Y, 2, axis=1)), part=48)
-    called(monkeypatch, lambda: replace(logistic, reduction="sum")(none, none), part=48)
-    called(monkeypatch, lambda: logistic.state(X, Y), part=48)
+    wide, none = np.repeat(X, PLAN.chunk, axis=1), X[:, :0]
+    called(monkeypatch, lambda: logistic(wide, np.repeat(Y, PLAN.chunk, axis=1)), part=300)
+    called(monkeypatch, lambda: replace(logistic, reduction="sum")(none, none), part=300)
+    called(monkeypatch, lambda: logistic.state(X, Y), part=300)
     assert not settled
