@@ -98,9 +98,6 @@ element may be invalid, or where outputs share memory."""
 Look = tuple[Hashable, tuple[int, ...], Places]
 """What a call follows from but for where its arrays are; where these are, and those for its results."""
 
-Reach = tuple[int, int]
-"""The bytes from an array's address to the first byte of its memory, and to the one behind the last."""
-
 
 @dataclass(frozen=True)
 class Formula:
@@ -579,17 +576,16 @@ class Session:
         if cells:
             made.append(((cells,), ACCUMULATOR))
         noticed = job.work.recipe.sums[0] if self.checked else None
-        read = [_reach(self.given[role]) for role in given]
-        written = [_reach(self._outs[OUTPUTS[name]]) for name in wanted if OUTPUTS[name] in self._outs]
+        read = [self.given[role].reach for role in given]
+        written = [self._outs[OUTPUTS[name]].reach for name in wanted if OUTPUTS[name] in self._outs]
 
         def again(addresses: tuple[int, ...], there: Places) -> tuple[Any, ...] | None:
+            if there and _share_memory(written, there, read, addresses):
+                return None
             arrays = [one and library.empty(one[0], one[1], like) for one in made]  # The last one for sums.
             places: list[Any] = [None if array is None else library.address(array) for array in arrays]
-            if there:
-                for result, place in there:
-                    places[result] = place
-                if _share_memory(written, [place for _, place in there], read, addresses):
-                    return None
+            for result, place in there:
+                places[result] = place
             if None in places:
                 return None
             room = places.pop() if cells else 0
@@ -842,16 +838,14 @@ def _seen_number(grad_scale: Any) -> Hashable | None:
     return (look, number) if number else None
 
 
-def _reach(buffer: Buffer) -> Reach:
-    first, last = buffer.extent
-    return first - buffer.address, last - buffer.address
-
-
-def _share_memory(written: list[Reach], places: list[int], read: list[Reach], addresses: Sequence[int]) -> bool:
-    """Whether an array that is written would share memory with another, where they are now. A derivative may take the
-    place of logits; that is left to a session, because what the loss cannot tell takes the logits once more."""
+def _share_memory(
+    written: list[tuple[int, int]], places: Places, read: list[tuple[int, int]], addresses: Sequence[int]
+) -> bool:
+    """Whether an array that is written would share memory with another, where they are now: :meth:`Buffer.overlaps` for
+    arrays whose reach is known. A derivative may take the place of logits; that is left to a session, because what the
+    loss cannot tell takes the logits once more."""
     taken = [(address + first, address + end) for address, (first, end) in zip(addresses, read, strict=True)]
-    for place, (first, end) in zip(places, written, strict=True):
+    for (_, place), (first, end) in zip(places, written, strict=True):
         low, high = place + first, place + end
         for other_low, other_high in taken:
             if low < other_high and other_low < high:

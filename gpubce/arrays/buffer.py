@@ -60,14 +60,20 @@ class Buffer(NamedTuple):
         return math.prod(self.shape)
 
     @property
+    def reach(self) -> tuple[int, int]:
+        """How many bytes behind the address the memory begins, and how many behind it ends."""
+        if self.size == 0:
+            return 0, 0
+        steps = [stride * (length - 1) for length, stride in zip(self.shape, self.strides, strict=True)]
+        low = sum(step for step in steps if step < 0)
+        high = sum(step for step in steps if step > 0)
+        return low, high + ITEMSIZE[self.storage]
+
+    @property
     def extent(self) -> tuple[int, int]:
         """The first address, and the first one behind the last element."""
-        if self.size == 0:
-            return self.address, self.address
-        reach = [stride * (length - 1) for length, stride in zip(self.shape, self.strides, strict=True)]
-        low = sum(step for step in reach if step < 0)
-        high = sum(step for step in reach if step > 0)
-        return self.address + low, self.address + high + ITEMSIZE[self.storage]
+        low, high = self.reach
+        return self.address + low, self.address + high
 
     def overlaps(self, other: "Buffer") -> bool:
         """Whether the two may share memory."""

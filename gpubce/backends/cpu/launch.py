@@ -78,11 +78,11 @@ class CpuEngine:
         lost: list[int] = []
 
         def begin():
-            memory, scratch = compiled.scratch(cells + 2 * sums * together * tile)
-            states = scratch + 8 * cells
-            first_sums = memory[(states - memory.ctypes.data) // 8 :]
+            memory, scratch = compiled.scratch(cells)
+            sums_of_part = np.empty(2 * sums * together * tile)
+            states = sums_of_part.ctypes.data
 
-            def work(first, last):
+            def work(first, last, _keep=memory):
                 for task in range(first, last, together):
                     end = min(task + together, last)
                     before = task * tile
@@ -92,7 +92,7 @@ class CpuEngine:
                         states - 8 * before, 8 * held, 1, 0, 1,
                     )  # fmt: skip
                     settle(held, states, result + ITEMSIZE[settlement.storage] * before, *rest)
-                    if np.isnan(first_sums[:held]).any():
+                    if np.isnan(sums_of_part[:held]).any():
                         lost.append(task)
 
             return work
