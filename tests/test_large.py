@@ -74,7 +74,7 @@ MEMORY = {
     "a state": (lambda c: c.mean.state(c.x, c.y), 0, 3, BLOCKS),
     "means of labels": (lambda c: c.labels(c.x, c.y), 0, 1, CHUNKS),
     "means of labels and their gradient": (lambda c: c.labels.value_and_grad(c.x, c.y), 1, 1, CHUNKS),
-    "means of rows": (lambda c: c.rows(c.x, c.y), 1 / LABELS, 1, 2 * pipeline.PART),
+    "means of rows": (lambda c: c.rows(c.x.reshape(-1, 4), c.y.reshape(-1, 4)), 1 / 4, 1, 2 * pipeline.PART),
     "states of labels": (lambda c: c.labels.state(c.x, c.y), 0, 3, CHUNKS),
     "finishing states of labels": (lambda c: c.labels.finish(c.state), 0, 0, 0),
     "an evaluator": (lambda c: gpubce.Evaluator(from_logits=True).update(c.x, c.y), 0, 8, BLOCKS),
