@@ -18,6 +18,8 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import compile_internal
 from numba.extending import intrinsic
 
 from gpubce.spec import plan
@@ -185,8 +187,7 @@ def subroutine(result, inline=True):
             arguments = tuple(types.unliteral(item) for item in argument_types)
 
             def codegen(context, builder, signature, values):
-                flags = _flags(context, inline)
-                compiled = context.compile_subroutine(builder, function, signature, flags=flags)
+                compiled = _compiled(context, builder, function, signature, inline)
                 if inline:
                     return context.call_internal(builder, compiled.fndesc, signature, values)
                 return context.call_internal_no_propagate(builder, compiled.fndesc, signature, values)[1]
@@ -203,6 +204,36 @@ def subroutine(result, inline=True):
         return called
 
     return decorate
+
+
+class _Inlined(JITCodeLibrary):
+    """What is inlined wherever it is called, so that it is optimised, and made machine code of, with its callers alone.
+    Numba does both for each function by itself too: kernels took 11 s to compile that take 8."""
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalized = True
+
+
+def _compiled(context, builder, function, signature, inline):
+    """The function, compiled and linked into what calls it."""
+    flags = _flags(context, inline)
+    # Movers that were not optimised by themselves first were 3% slower.
+    if not inline or _is_cuda(context):
+        return context.compile_subroutine(builder, function, signature, flags=flags)
+    # What compile_subroutine does, but for the library.
+    known, library = context.cached_internal_func, context.active_code_library
+    key = (function.__code__, signature, *(cell.cell_contents for cell in function.__closure__ or ()))
+    if key not in known:
+        flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        own = _Inlined(context.codegen(), function.__name__)
+        known[key] = compile_internal(
+            context.typing_context, context, own, function, signature.args, signature.return_type, flags, {}
+        )
+    library.add_linking_library(known[key].library)
+    return known[key]
 
 
 def _flags(context, inline):
