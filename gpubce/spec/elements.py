@@ -400,7 +400,8 @@ def element(recipe: Recipe, hard: bool = False):
     """
     real = recipe.compute
     number = np.dtype(real).type
-    cast = njit(inline="always")(lambda value: number(value))
+    REAL = getattr(types, real)
+    cast = subroutine(REAL)(lambda value: number(value))
     f = functions(real)
     entropy = f.entropy
     ZERO, ONE, INFINITY = number(0), number(1), number(np.inf)
@@ -427,8 +428,6 @@ def element(recipe: Recipe, hard: bool = False):
     HISTOGRAM = recipe.bins > 0
     place = placer(recipe.bins, recipe.quantised, real)
     sides = (_one_side if hard or (INTEGER and one_sided(recipe)) else _both_sides)(_of_sides(recipe))
-
-    REAL = getattr(types, real)
 
     @subroutine(
         types.Tuple((types.UniTuple(REAL, 3), types.UniTuple(REAL, len(FIELDS)), types.UniTuple(types.int64, 3)))

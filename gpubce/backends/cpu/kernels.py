@@ -5,7 +5,7 @@ Everything in memory is an address. ``scratch`` is private to the calling thread
 
 from functools import cache
 
-from numba import njit, types
+from numba import types
 
 from gpubce.backends.kernel_key import FEW_OUTPUTS, KernelKey, Scratch, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
@@ -27,8 +27,6 @@ from gpubce.spec.primitives import (
     transposer,
 )
 from gpubce.spec.quantities import FIELDS, collector
-
-inlined = njit(inline="always", error_model="numpy")
 
 load_real = loader("float64", region="scratch")
 store_real = storer("float64", region="scratch")
@@ -219,6 +217,8 @@ def _stager(memory: Scratch):
     each is found at the index that it has in C order, so a piece of more than one row needs ``pitch == wide``.
     """
     key, bring, give, find = memory.key, _move_nothing, _move_nothing, None
+    if not memory.staged:
+        return bring, _all_in_place(max(1, len(key.arrays))), give
     for k, name in enumerate(key.arrays):
         size, before, apart = memory.staged.get(name, (0, 0, 0))
         find = _found(find, k, size, before, apart)
@@ -232,7 +232,18 @@ def _stager(memory: Scratch):
                 bring = _moving(bring, move, k, before, apart)
             else:
                 give = _moving(give, move, k, before, apart)
-    return bring, find or _found(None, 0, 0, 0, 0), give
+    return bring, find, give
+
+
+@cache
+def _all_in_place(count: int):
+    """The subroutine that gives the addresses of so many arrays, none of which is in scratch."""
+
+    @subroutine(types.UniTuple(types.int64, count))
+    def as_they_are(addresses, start, scratch, room):
+        return addresses
+
+    return as_they_are
 
 
 def _moving(others, move, k: int, before: int, apart: int):
@@ -545,7 +556,7 @@ def _histogram(memory: Scratch):
 
 
 def _row(memory: Scratch, take):
-    """The inlined function that works on the elements [start, start + count), at most one row of lanes: writes the
+    """The subroutine that works on the elements [start, start + count), at most one row of lanes: writes the
     outputs, takes each sample, and keeps what goes into the histogram.
 
     ``hard`` says that the last row's targets were all 0 or 1. Then this row's are taken for that, and done once more if
@@ -561,10 +572,10 @@ def _row(memory: Scratch, take):
     place, _, _ = _histogram(memory)
 
     def lanes(sample):
-        """The inlined function that does this to each sample. It says whether all targets were 0 or 1, where that is of
+        """The subroutine that does this to each sample. It says whether all targets were 0 or 1, where that is of
         use."""
 
-        @inlined
+        @subroutine(types.boolean)
         def each(start, count, addresses, parameters, ignored, scratch):
             all_hard = True
             for lane in range(count):
@@ -596,7 +607,7 @@ def _row(memory: Scratch, take):
     of_all = lanes(element(key.recipe))
     of_hard = lanes(element(key.recipe, hard=True)) if LOOKS else _not_hard
 
-    @inlined
+    @subroutine(types.boolean)
     def row(hard, start, count, addresses, parameters, ignored, scratch):
         if hard:
             hard = of_hard(start, count, addresses, parameters, ignored, scratch)
@@ -608,7 +619,7 @@ def _row(memory: Scratch, take):
 
 
 def _repeats(key: KernelKey):
-    """The inlined function that says whether a row can be done once more: not where an output takes the place of an
+    """The subroutine that says whether a row can be done once more: not where an output takes the place of an
     input."""
     if not may_be_hard(key.recipe):
         return _never
@@ -625,18 +636,18 @@ def _repeats(key: KernelKey):
     return can_repeat
 
 
-@inlined
+@subroutine(types.boolean)
 def _never(addresses):
     return False
 
 
-@inlined
+@subroutine(types.boolean)
 def _not_hard(start, count, addresses, parameters, ignored, scratch):
     return False
 
 
 def _tree(lanes: int, compensated: bool):
-    """The inlined halving tree over the lanes at ``cell`` (high parts, then low parts), from ``width`` on."""
+    """The subroutine of the halving tree over the lanes at ``cell`` (high parts, then low parts), from ``width`` on."""
     low = 8 * lanes
 
     @subroutine(types.void)
