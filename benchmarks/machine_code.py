@@ -114,7 +114,7 @@ def _entry(
 def _entries(name: str, kind: str = "whole", **recipe) -> dict[str, Entry]:
     """The kernels among which a GPU divides so many sums."""
     entry = _entry(kind, **recipe)
-    parts = [key for _, key in entry.key.parts(most_sums(kind, entry.key.recipe))]
+    parts = [key for _, key in entry.key.parts(most_sums(entry.key.recipe))]
     return {f"{name}, {number} of {len(parts)}": Entry(kind, key) for number, key in enumerate(parts, 1)}
 
 
@@ -939,7 +939,7 @@ Registers / instructions for each element:
 ## float64
 
 Sums of float32 elements are float64, so every sum costs an addition for each element. Weighted sums of the evaluator
-multiply in float64 too, and a sum along axes adds a pair to a pair (8 more).
+multiply in float64 too.
 
 {rates}
 

@@ -244,7 +244,7 @@ class InterpretedEngine:
                 pair = np.zeros(outputs), np.zeros(outputs)
                 for row in rows[run * key.plan.chunk : (run + 1) * key.plan.chunk]:
                     with np.errstate(invalid="ignore", over="ignore"):
-                        pair = plan.merge_pairs(*pair, row, 0.0)
+                        pair = plan.add_to_pair(*pair, row) if key.recipe.compensated else (pair[0] + row, pair[1])
                 reals_at(partials, len(sums), 2, count, outputs)[k, :, run] = pair
 
     def combine(self, by: Plan, sums, size, outputs, source, target):

@@ -126,11 +126,8 @@ OWN_FLOAT64 = {
 """Float64 additions and products in the formula of a quantity; the others are widened from float32, or are 0 or 1.
 Those that several have in common are done once. Without weights, those that begin with w are 1 x + 0."""
 
-PAIR = 8
-"""Additions that merge a pair with a pair: two_sum's six, and two for the low parts."""
 
-
-def float64_operations(key: KernelKey, kind: str) -> tuple[int, int]:
+def float64_operations(key: KernelKey) -> tuple[int, int]:
     """How many float64 additions and products a float32 kernel needs for each element, at least and at most.
 
     In between are additions of 0, which change nothing but -0. NVVM leaves one of them out here and there from 10.0 on,
@@ -140,12 +137,6 @@ def float64_operations(key: KernelKey, kind: str) -> tuple[int, int]:
     own: set[str] = set().union(*(OWN_FLOAT64.get(name, set()) for name in key.recipe.sums))
     most = len(key.recipe.sums) + len(own)
     zeros = 0 if weighted else sum(what.startswith("w ") for what in own)
-    for name in key.recipe.sums:
-        if kind == "along_axes":
-            # The element is a pair too, (0 + value, 0). Every compiler knows 0 + 0 and 0 + 1.
-            known = name in ("count", "invalid")
-            most += PAIR - known
-            zeros += 2 - known
     return most - zeros, most
 
 
@@ -170,7 +161,7 @@ def float64_is_for_sums(seen: Examined) -> Iterator[str]:
     if names["DSETP"] != asked * seen.elements:
         yield f"{names['DSETP']} comparisons of float64 for {seen.elements} elements, not {asked} for each"
     done = names["DADD"] + names["DFMA"]
-    least, most = (count * seen.elements for count in float64_operations(entry.key, entry.kind))
+    least, most = (count * seen.elements for count in float64_operations(entry.key))
     if seen.capability < (10, 0):
         least = most
     if not least <= done <= most or set(names) - {"DADD", "DFMA", "DSETP"}:

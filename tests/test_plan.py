@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpubce
-from gpubce.spec.plan import PLAN, Plan, first_width, merge_pairs, sum_by_plan, two_sum
+from gpubce.spec.plan import PLAN, Plan, add_to_pair, first_width, merge_pairs, sum_by_plan, two_sum
 from tests import backends
 from tests.backends import replaced
 
@@ -43,8 +43,9 @@ def test_the_constants_of_the_plan_are_part_of_the_promise():
     assert (PLAN.lanes, PLAN.rows, PLAN.chunk) == (1024, 8, 256)
 
 
-def test_runs_along_axes_add_one_after_the_other():
-    logits = np.random.default_rng(1).normal(0, 5, (29, 3)).astype(np.float32)
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_runs_along_axes_add_one_after_the_other(real):
+    logits = np.random.default_rng(1).normal(0, 5, (29, 3)).astype(real)
     targets = np.zeros(logits.shape, bool)
     elements = gpubce.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     with replaced(backends.CpuEngine, SMALL):
@@ -54,7 +55,8 @@ def test_runs_along_axes_add_one_after_the_other():
         for start in range(0, 29, SMALL.chunk):
             pair = (0.0, 0.0)
             for value in elements[start : start + SMALL.chunk, label]:
-                pair = merge_pairs(*pair, float(value), 0.0)
+                value = float(value)
+                pair = add_to_pair(*pair, value) if real is np.float64 else (pair[0] + value, 0.0)
             runs.append(pair)
         total = runs[0] if len(runs) == 1 else _merge_by_plan(runs)
         assert tuple(state.values[0, :, label]) == total

@@ -115,7 +115,7 @@ def test_a_mean_is_the_rounded_quotient(logits, real):
 
 
 def test_sums_along_axes_are_as_good(logits, real):
-    """They add runs of pairs and not lanes."""
+    """They add runs and not lanes."""
     columns = logits[: 2 * (logits.size // 2)].reshape(-1, 2)
     losses = each(columns, ones(columns))
     found = gpubce.BinaryCrossEntropy(from_logits=True, axis=0)(columns, ones(columns))
@@ -125,6 +125,18 @@ def test_sums_along_axes_are_as_good(logits, real):
             assert abs(found[label] - quotient) <= math.ulp(quotient)
         else:
             assert found[label] in allowed(quotient)
+
+
+def test_a_run_loses_what_the_promise_allows_and_no_more():
+    """Its first loss is 2^60, and all others are half a unit in the last place of it in float64, which is rounded away.
+    With longer runs the promise would be broken."""
+    losses = np.full((PLAN.chunk, 2), 2.0**7, np.float32)
+    losses[0] = 2.0**60
+    logits = logits_of(losses)
+    exact = math.fsum(losses[:, 0].tolist())
+    state = gpubce.BinaryCrossEntropy(from_logits=True, axis=0).state(logits, ones(logits))
+    for hi, lo in state.values[0].T:
+        assert 0.99 * tolerances.SUM_RELATIVE * exact < exact - (hi + lo) < tolerances.SUM_RELATIVE * exact
 
 
 def test_denormal_losses_are_added(real):

@@ -14,8 +14,8 @@ class Precision:
     """How one input type is computed.
 
     ``compute`` is the type of every element formula, ``elements`` that of unreduced losses and of derivatives,
-    ``reduced`` that of a mean or a sum. ``compensated``: elements are added by TwoSum inside a block too (a float64
-    element fills its accumulator; a float32 element leaves 29 bits, which 8,192 additions cannot use up).
+    ``reduced`` that of a mean or a sum. ``compensated``: elements are added by TwoSum inside a block or a run too
+    (a float64 element fills its accumulator; a float32 element leaves 29 bits, which as many additions cannot use up).
     """
 
     compute: str

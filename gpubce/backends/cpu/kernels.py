@@ -281,27 +281,41 @@ def _take_nothing(scratch, lane, sample):
 
 
 @cache
+def _value_adder(region: str, compensated: bool):
+    """The subroutine that adds a value to number ``lane`` of the sums at ``highs``, and what is lost to that at
+    ``lows``."""
+    load, store = loader("float64", region=region), storer("float64", region=region)
+
+    @subroutine(types.void)
+    def add(highs, lows, lane, value):
+        if compensated:
+            hi, lo = add_to_pair(load(highs, lane), load(lows, lane), value)
+            store(highs, lane, hi)
+            store(lows, lane, lo)
+        else:
+            store(highs, lane, load(highs, lane) + value)
+
+    return add
+
+
+@cache
 def _accumulator(sums: int, per_sum: int, lanes: int, compensated: bool):
-    """The subroutine that adds the first ``sums`` of a sample's values to the accumulators of its lane.
+    """The subroutine that adds the first ``sums`` of a sample's values to the accumulators of its lane, which have
+    ``per_sum`` bytes for each.
 
     A loop over the sums has to be unrolled before the loop over the lanes is vectorised, and LLVM gives up on that
     somewhere between 11 and 14 sums: 100 ns an element instead of 6.
     """
     if not sums:
         return _take_nothing
-    before = _accumulator(sums - 1, per_sum, lanes, compensated)
-    last = sums - 1
-    high, low = per_sum * last, per_sum * last + lanes
+    before, add = _accumulator(sums - 1, per_sum, lanes, compensated), _value_adder("scratch", compensated)
+    last, highs = sums - 1, per_sum * (sums - 1)
+    lows = highs + 8 * lanes
 
     @subroutine(types.void)
     def accumulate(scratch, lane, values):
         before(scratch, lane, values)
-        if compensated:
-            hi, lo = add_to_pair(load_real(scratch, high + lane), load_real(scratch, low + lane), values[last])
-            store_real(scratch, high + lane, hi)
-            store_real(scratch, low + lane, lo)
-        else:
-            store_real(scratch, high + lane, load_real(scratch, high + lane) + values[last])
+        add(scratch + highs, scratch + lows, lane, values[last])
 
     return accumulate
 
@@ -349,7 +363,7 @@ def _lane_adder(memory: Scratch):
     names, compensated = key.recipe.sums, key.recipe.compensated
     if not names:
         return _take_nothing, _add_no_row
-    accumulate = _accumulator(len(names), memory.per_sum // 8, key.plan.lanes, compensated)
+    accumulate = _accumulator(len(names), memory.per_sum, key.plan.lanes, compensated)
     keep, recall = _rows_of(key.fields, key.recipe.compute, memory.kept, memory.field)
     collect = collector(names, key.fields)
 
@@ -386,12 +400,12 @@ def _output_adder(memory: Scratch):
     add_steps = add_turned = _add_no_pairs
     for k, name in enumerate(names):
         collect = collector((name,), key.fields)
-        add_steps = _step_adder(k, add_steps, collect, recall, memory.steps)
-        add_turned = _turned_adder(k, add_turned, collect, recall_turned, memory.part)
+        add_steps = _step_adder(k, add_steps, collect, recall, memory.steps, key.recipe.compensated)
+        add_turned = _turned_adder(k, add_turned, collect, recall_turned, memory.part, key.recipe.compensated)
     return keep, add_steps, _run_adder(memory, add_turned) if memory.turns else _add_no_runs
 
 
-def _step_adder(k: int, before, collect, recall, together: int):
+def _step_adder(k: int, before, collect, recall, together: int, compensated: bool):
     """The subroutine that does what ``before`` does, and adds the samples of sum k, of so many steps at once."""
 
     def several(number: int):
@@ -400,11 +414,17 @@ def _step_adder(k: int, before, collect, recall, together: int):
         @subroutine(types.void)
         def add(scratch, step, wide, highs, lows):
             for o in range(wide):
-                hi, lo = load_pair(highs, o), load_pair(lows, o)
-                for more in range(number):
-                    hi, lo = add_to_pair(hi, lo, collect(recall(scratch, (step + more) * wide + o))[0])
-                store_pair(highs, o, hi)
-                store_pair(lows, o, lo)
+                if compensated:
+                    hi, lo = load_pair(highs, o), load_pair(lows, o)
+                    for more in range(number):
+                        hi, lo = add_to_pair(hi, lo, collect(recall(scratch, (step + more) * wide + o))[0])
+                    store_pair(highs, o, hi)
+                    store_pair(lows, o, lo)
+                else:
+                    total = load_pair(highs, o)
+                    for more in range(number):
+                        total = total + collect(recall(scratch, (step + more) * wide + o))[0]
+                    store_pair(highs, o, total)
 
         return add
 
@@ -427,9 +447,10 @@ def _step_adder(k: int, before, collect, recall, together: int):
 # the same element of all runs lies side by side.
 
 
-def _turned_adder(k: int, before, collect, recall, part: int):
+def _turned_adder(k: int, before, collect, recall, part: int, compensated: bool):
     """The subroutine that does what ``before`` does, and adds sum k of ``runs`` elements of as many runs, the first of
     which belongs to output ``o``. They are TURNED, which LLVM is not told: it would unroll the outer loop."""
+    add = _value_adder("outputs", compensated)
 
     @subroutine(types.void)
     def add_turned(scratch, runs, outputs, o, pairs):
@@ -438,10 +459,7 @@ def _turned_adder(k: int, before, collect, recall, part: int):
         for t in range(runs):
             own = highs + 8 * TURNED * o
             for run in range(runs):
-                value = collect(recall(scratch, t * TURNED + run))[0]
-                hi, lo = add_to_pair(load_pair(own, run), load_pair(own + part, run), value)
-                store_pair(own, run, hi)
-                store_pair(own + part, run, lo)
+                add(own, own + part, run, collect(recall(scratch, t * TURNED + run))[0])
             o = o + 1 if o + 1 < outputs else 0
 
     return add_turned

@@ -405,8 +405,6 @@ def along_axes(key: KernelKey):
     def runs(reduced, outputs, addresses, geometry, parameters, ignored, partials, count, histogram, unit):
         hi = cuda.local.array(cells, float64)
         lo = cuda.local.array(cells, float64)
-        total_hi = cuda.local.array(cells, float64)
-        total_lo = cuda.local.array(cells, float64)
         tiles = (outputs + QUAD - 1) // QUAD
         worker = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         run = worker // tiles
@@ -414,12 +412,9 @@ def along_axes(key: KernelKey):
         most = outputs - QUAD
         if run < count:
             for cell in range(cells):
-                total_hi[cell] = 0.0
-                total_lo[cell] = 0.0
+                hi[cell] = 0.0
+                lo[cell] = 0.0
             for r in range(run * chunk, min((run + 1) * chunk, reduced)):
-                for cell in range(cells):
-                    hi[cell] = 0.0
-                    lo[cell] = 0.0
                 index = r * outputs + left
                 counts = histogram + left * label
                 if left <= most:
@@ -427,13 +422,11 @@ def along_axes(key: KernelKey):
                 else:
                     present = outputs - left
                     part_step(index, present, addresses, geometry, parameters, ignored, hi, lo, counts, label, unit)
-                for cell in range(cells):
-                    total_hi[cell], total_lo[cell] = merge_pairs(total_hi[cell], total_lo[cell], hi[cell], lo[cell])
             for k in range(sums):
                 for q in range(QUAD):
                     if left + q < outputs:
-                        store_real(partials, (2 * k * count + run) * outputs + left + q, total_hi[k * QUAD + q])
-                        store_real(partials, ((2 * k + 1) * count + run) * outputs + left + q, total_lo[k * QUAD + q])
+                        store_real(partials, (2 * k * count + run) * outputs + left + q, hi[k * QUAD + q])
+                        store_real(partials, ((2 * k + 1) * count + run) * outputs + left + q, lo[k * QUAD + q])
 
     return runs
 

@@ -74,7 +74,7 @@ class CudaEngine:
 
     def repeat(self, key, elements, sizes, geometry, parameters, ignored, settlement):
         plan, sums, settles = key.plan, len(key.recipe.sums), settlement is not None
-        if sums > most_sums("whole", key.recipe):
+        if sums > most_sums(key.recipe):
             return None
         settle_key, (outputs, _, _, *rest) = SettleKey.of(settlement) if settles else (None, (0, 0, 0))
         begin = self.starter("whole", key)
@@ -123,22 +123,21 @@ class CudaEngine:
             _configured(kind, key, self.device, grid, team, self.stream)(*arguments)
 
 
-def most_sums(kind: str, recipe: Recipe) -> int:
+def most_sums(recipe: Recipe) -> int:
     """How many sums one kernel has; where there are more, several kernels run one after the other.
 
-    15 sums at once lie in local memory, which is device memory: 480 bytes a thread for float32, and by label 976 with
-    1,424 bytes spilled (ptxas for 9.0). 8 have 126 registers as a whole and 252 by label, or spill where pairs are
-    added; 6 have at most 214. The sums of each element do not depend on what stands beside them, so the bits are the
-    same.
+    15 sums at once lie in local memory, which is device memory: 480 bytes a thread (ptxas for 9.0). 8 have 132
+    registers as a whole and 154 by label, and some of them lie there where pairs are added; of pairs 6 have at most
+    186. The sums of each element do not depend on what stands beside them, so the bits are the same.
     """
-    return 8 if kind == "whole" and not recipe.compensated else 6
+    return 6 if recipe.compensated else 8
 
 
 def _in_registers(
     kind: str, key: KernelKey, outputs: int, addresses, geometry, parameters, ignored, partials, count, *rest
 ) -> Iterator[tuple[KernelKey, tuple]]:
     """The kernels that do this one's work, each with its arguments."""
-    for first, part in key.parts(most_sums(kind, key.recipe)):
+    for first, part in key.parts(most_sums(key.recipe)):
         where = partials + ITEMSIZE["float64"] * 2 * first * count * outputs
         yield part, (addresses, geometry, parameters, ignored, where, count, *rest)
 
