@@ -28,10 +28,8 @@ from gpubce.spec.primitives import (
 )
 from gpubce.spec.quantities import FIELDS, collector
 
-load_real = loader("float64", region="scratch")
-store_real = storer("float64", region="scratch")
-load_pair = loader("float64", region="outputs")
-store_pair = storer("float64", region="outputs")
+load_real = loader("float64", region="outputs")
+store_real = storer("float64", region="outputs")
 
 
 @subroutine(types.boolean)
@@ -281,46 +279,6 @@ def _take_nothing(scratch, lane, sample):
 
 
 @cache
-def _value_adder(region: str, compensated: bool):
-    """The subroutine that adds a value to number ``lane`` of the sums at ``highs``, and what is lost to that at
-    ``lows``."""
-    load, store = loader("float64", region=region), storer("float64", region=region)
-
-    @subroutine(types.void)
-    def add(highs, lows, lane, value):
-        if compensated:
-            hi, lo = add_to_pair(load(highs, lane), load(lows, lane), value)
-            store(highs, lane, hi)
-            store(lows, lane, lo)
-        else:
-            store(highs, lane, load(highs, lane) + value)
-
-    return add
-
-
-@cache
-def _accumulator(sums: int, per_sum: int, lanes: int, compensated: bool):
-    """The subroutine that adds the first ``sums`` of a sample's values to the accumulators of its lane, which have
-    ``per_sum`` bytes for each.
-
-    A loop over the sums has to be unrolled before the loop over the lanes is vectorised, and LLVM gives up on that
-    somewhere between 11 and 14 sums: 100 ns an element instead of 6.
-    """
-    if not sums:
-        return _take_nothing
-    before, add = _accumulator(sums - 1, per_sum, lanes, compensated), _value_adder("scratch", compensated)
-    last, highs = sums - 1, per_sum * (sums - 1)
-    lows = highs + 8 * lanes
-
-    @subroutine(types.void)
-    def accumulate(scratch, lane, values):
-        before(scratch, lane, values)
-        add(scratch + highs, scratch + lows, lane, values[last])
-
-    return accumulate
-
-
-@cache
 def _rows_of(fields: tuple[str, ...], real: str, at: int, row: int):
     """(keep, recall): keep these fields of a sample in rows of scratch, in the compute type; give them back."""
     *others, field = fields
@@ -352,30 +310,6 @@ def _rows_of(fields: tuple[str, ...], real: str, at: int, row: int):
 
 
 @subroutine(types.void)
-def _add_no_row(scratch, count):
-    pass
-
-
-def _lane_adder(memory: Scratch):
-    """(take, add_row): take one sample of a row; then add what the row's samples say to the accumulators of their
-    lanes."""
-    key = memory.key
-    names, compensated = key.recipe.sums, key.recipe.compensated
-    if not names:
-        return _take_nothing, _add_no_row
-    accumulate = _accumulator(len(names), memory.per_sum, key.plan.lanes, compensated)
-    keep, recall = _rows_of(key.fields, key.recipe.compute, memory.kept, memory.field)
-    collect = collector(names, key.fields)
-
-    @subroutine(types.void)
-    def add_row(scratch, count):
-        for lane in range(count):
-            accumulate(scratch, lane, collect(recall(scratch, lane)))
-
-    return keep, add_row
-
-
-@subroutine(types.void)
 def _add_no_pairs(scratch, steps, wide, pairs, apart):
     pass
 
@@ -385,7 +319,7 @@ def _add_no_runs(scratch, runs, outputs, length, pairs, apart):
     pass
 
 
-def _output_adder(memory: Scratch):
+def _adders(memory: Scratch):
     """(take, add_steps, add_runs): take one sample of a row; then add to the pairs of the outputs the samples of
     ``steps`` times ``wide`` outputs, one step after the other, or those of several runs.
 
@@ -415,16 +349,16 @@ def _step_adder(k: int, before, collect, recall, together: int, compensated: boo
         def add(scratch, step, wide, highs, lows):
             for o in range(wide):
                 if compensated:
-                    hi, lo = load_pair(highs, o), load_pair(lows, o)
+                    hi, lo = load_real(highs, o), load_real(lows, o)
                     for more in range(number):
                         hi, lo = add_to_pair(hi, lo, collect(recall(scratch, (step + more) * wide + o))[0])
-                    store_pair(highs, o, hi)
-                    store_pair(lows, o, lo)
+                    store_real(highs, o, hi)
+                    store_real(lows, o, lo)
                 else:
-                    total = load_pair(highs, o)
+                    total = load_real(highs, o)
                     for more in range(number):
                         total = total + collect(recall(scratch, (step + more) * wide + o))[0]
-                    store_pair(highs, o, total)
+                    store_real(highs, o, total)
 
         return add
 
@@ -433,11 +367,12 @@ def _step_adder(k: int, before, collect, recall, together: int, compensated: boo
     @subroutine(types.void)
     def add_steps(scratch, steps, wide, pairs, apart):
         before(scratch, steps, wide, pairs, apart)
-        highs = pairs + 2 * k * apart
-        even = steps // together * together
-        for step in range(0, even, together):
-            add_some(scratch, step, wide, highs, highs + apart)
-        for step in range(even, steps):
+        highs, done = pairs + 2 * k * apart, 0
+        if together > 1:
+            done = steps // together * together
+            for step in range(0, done, together):
+                add_some(scratch, step, wide, highs, highs + apart)
+        for step in range(done, steps):
             add_one(scratch, step, wide, highs, highs + apart)
 
     return add_steps
@@ -450,7 +385,6 @@ def _step_adder(k: int, before, collect, recall, together: int, compensated: boo
 def _turned_adder(k: int, before, collect, recall, part: int, compensated: bool):
     """The subroutine that does what ``before`` does, and adds sum k of ``runs`` elements of as many runs, the first of
     which belongs to output ``o``. They are TURNED, which LLVM is not told: it would unroll the outer loop."""
-    add = _value_adder("outputs", compensated)
 
     @subroutine(types.void)
     def add_turned(scratch, runs, outputs, o, pairs):
@@ -459,7 +393,13 @@ def _turned_adder(k: int, before, collect, recall, part: int, compensated: bool)
         for t in range(runs):
             own = highs + 8 * TURNED * o
             for run in range(runs):
-                add(own, own + part, run, collect(recall(scratch, t * TURNED + run))[0])
+                value = collect(recall(scratch, t * TURNED + run))[0]
+                if compensated:
+                    hi, lo = add_to_pair(load_real(own, run), load_real(own + part, run), value)
+                    store_real(own, run, hi)
+                    store_real(own + part, run, lo)
+                else:
+                    store_real(own, run, load_real(own, run) + value)
             o = o + 1 if o + 1 < outputs else 0
 
     return add_turned
@@ -477,7 +417,7 @@ def _run_adder(memory: Scratch, add_turned):
     def add_runs(scratch, runs, outputs, length, pairs, apart):
         own = scratch + own_pairs
         for cell in range(2 * sums * part // 8):
-            store_pair(own, cell, 0.0)
+            store_real(own, cell, 0.0)
         o = 0
         for t in range(0, length, TURNED):
             for number in range(fields):
@@ -495,8 +435,8 @@ def _run_adder(memory: Scratch, add_turned):
         for place in range(2 * sums):
             for run in range(runs):
                 for o in range(outputs):
-                    store_pair(
-                        pairs + place * apart, run * outputs + o, load_pair(own + place * part, TURNED * o + run)
+                    store_real(
+                        pairs + place * apart, run * outputs + o, load_real(own + place * part, TURNED * o + run)
                     )
 
     return add_runs
@@ -590,7 +530,7 @@ def _row(memory: Scratch, take):
     place, _, _ = _histogram(memory)
 
     def lanes(sample):
-        """The subroutine that does this to each sample. It says whether all targets were 0 or 1, where that is of
+        """The subroutine that does this to each sample, and says whether all targets were 0 or 1 where that is of
         use."""
 
         @subroutine(types.boolean)
@@ -664,9 +604,9 @@ def _not_hard(start, count, addresses, parameters, ignored, scratch):
     return False
 
 
-def _tree(lanes: int, compensated: bool):
-    """The subroutine of the halving tree over the lanes at ``cell`` (high parts, then low parts), from ``width`` on."""
-    low = 8 * lanes
+def _tree(low: int, compensated: bool):
+    """The subroutine of the halving tree over the lanes at ``cell``, from ``width`` on. Their low parts lie ``low``
+    bytes behind the high parts."""
 
     @subroutine(types.void)
     def tree(cell, width):
@@ -700,14 +640,15 @@ def whole(key: KernelKey):
     Pieces of strided arrays have ``room`` elements: those of a row or strip of lanes, or of blocks.
     """
     memory = Scratch(key)
-    take, add_row = _lane_adder(memory)
+    take, add_rows, _ = _adders(memory)
     row, can_repeat = _row(memory, take), _repeats(key)
     bring, find, give = _stager(memory)
     _, add, _ = _histogram(memory)
-    sums = len(key.recipe.sums)
+    sums, size = len(key.recipe.sums), key.itemsize
     lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
-    per_sum, strip, pieces = memory.per_sum, key.strip, memory.pieces
-    tree = _tree(lanes, key.recipe.compensated)
+    part, strip, pieces, STEPS = memory.row, key.strip, memory.pieces, memory.steps
+    compensated = key.recipe.compensated
+    tree = _tree(part, compensated)
 
     def blocks(
         first, last, room, n, addresses, geometry, parameters, ignored, scratch, partials, count, histogram, unit
@@ -716,9 +657,12 @@ def whole(key: KernelKey):
         piece = beyond = 0
         found = find(addresses, piece, scratch + pieces, room)
         for block in range(first, last):
-            _clear(scratch, sums * per_sum // 8)
+            for k in range(sums):
+                _clear(scratch + 2 * k * part, lanes)
+                if compensated:
+                    _clear(scratch + (2 * k + 1) * part, lanes)
             for left in range(0, lanes, strip):
-                here = scratch + 8 * left
+                kept = 0
                 for r in range(rows):
                     start = block * block_size + r * lanes + left
                     if start < n:
@@ -728,17 +672,22 @@ def whole(key: KernelKey):
                             held = beyond - piece
                             bring(addresses, geometry, piece, 1, held, held, scratch + pieces, room)
                             found = find(addresses, piece, scratch + pieces, room)
+                        here = scratch + size * kept * wide
                         hard = again & row(hard, start, wide, found, parameters, ignored, here)
-                        add_row(here, wide)
                         add(histogram, unit, here, wide)
+                        kept += 1
+                        if kept == STEPS or r + 1 == rows or start + lanes + wide > n:  # The next row is not as wide.
+                            add_rows(scratch, kept, wide, scratch + 8 * left, part)
+                            kept = 0
                         if start + wide == beyond:
                             held = beyond - piece
                             give(addresses, geometry, piece, 1, held, held, scratch + pieces, room)
             width = first_width(lanes, min(lanes, n - block * block_size))
             for k in range(sums):
-                tree(scratch + k * per_sum, width)
-                store_real(partials, 2 * k * count + block, load_real(scratch + k * per_sum, 0))
-                store_real(partials, (2 * k + 1) * count + block, load_real(scratch + k * per_sum, lanes))
+                totals = scratch + 2 * k * part
+                tree(totals, width)
+                store_real(partials, 2 * k * count + block, load_real(totals, 0))
+                store_real(partials, (2 * k + 1) * count + block, load_real(totals + part, 0) if compensated else 0.0)
 
     return blocks
 
@@ -755,7 +704,7 @@ def along_axes(key: KernelKey):
     are, for as many elements as a block has.
     """
     memory = Scratch(key, along_axes=True)
-    take, add_steps, add_runs = _output_adder(memory)
+    take, add_steps, add_runs = _adders(memory)
     row, can_repeat = _row(memory, take), _repeats(key)
     bring, find, give = _stager(memory)
     _, _, add_rows = _histogram(memory)
@@ -798,7 +747,7 @@ def along_axes(key: KernelKey):
             pairs = partials + 8 * (run * outputs + left)
             for part in range(2 * sums):
                 for o in range(wide):
-                    store_pair(pairs + part * apart, o, 0.0)
+                    store_real(pairs + part * apart, o, 0.0)
             kept = member * chunk
             r = run * chunk
             while r < end:
@@ -833,7 +782,7 @@ def combine(plan: Plan):
     """
     lanes, rows, block_size = plan.lanes, plan.rows, plan.block
     low = 8 * lanes
-    tree = _tree(lanes, True)
+    tree = _tree(low, True)
 
     def columns(first, last, size, outputs, source, target, blocks, scratch):
         for task in range(first, last):
