@@ -35,6 +35,9 @@ USUAL_TARGETS = ("uint8", "bool", "int64")
 SHAPE = PLAN.lanes * PLAN.rows, 4
 """Rows and labels of the calls: several blocks, so that their sums are combined."""
 
+MANY = 32
+"""Labels where there are many."""
+
 Step = Callable[[str], None]
 """Told what comes next."""
 
@@ -48,8 +51,8 @@ class Call:
 
 
 def calls(types: Sequence[str], targets: Sequence[str] = ()) -> list[Call]:
-    """What is compiled for: a mean, with and without its gradient, the loss of each element, the mean of each label,
-    and an evaluator's usual figures, of logits and of probabilities.
+    """What is compiled for: a mean, with and without its gradient, the loss of each element, the mean of each label (a
+    CPU has another kernel where there are few), and an evaluator's usual figures, of logits and of probabilities.
 
     >>> for call in calls(["float32"], ["bool"]):
     ...     print(call.name)
@@ -57,28 +60,33 @@ def calls(types: Sequence[str], targets: Sequence[str] = ()) -> list[Call]:
     logits of float32, targets of bool: mean and gradient
     logits of float32, targets of bool: each element
     logits of float32, targets of bool: each label
+    logits of float32, targets of bool: each of many labels
     logits of float32, targets of bool: evaluator
     probabilities of float32, targets of bool: mean
     probabilities of float32, targets of bool: mean and gradient
     probabilities of float32, targets of bool: each element
     probabilities of float32, targets of bool: each label
+    probabilities of float32, targets of bool: each of many labels
     probabilities of float32, targets of bool: evaluator
     """
     found = []
     for kind in types:
         for target in targets or (*USUAL_TARGETS, kind):
             arrays = np.full(SHAPE, 0.5, host_arrays.dtype(kind)), np.zeros(SHAPE, host_arrays.dtype(target))
+            of_many = [array.reshape(-1, MANY) for array in arrays]
             for space in ("logits", "probabilities"):
                 mean = BinaryCrossEntropy(from_logits=space == "logits")
+                of_labels = replace(mean, axis=0)
                 made: dict[str, Callable[..., object]] = {
-                    "mean": mean,
-                    "mean and gradient": mean.value_and_grad,
-                    "each element": replace(mean, reduction="none"),
-                    "each label": replace(mean, axis=0),
-                    "evaluator": Evaluator(from_logits=mean.from_logits).update,
+                    "mean": partial(mean, *arrays),
+                    "mean and gradient": partial(mean.value_and_grad, *arrays),
+                    "each element": partial(replace(mean, reduction="none"), *arrays),
+                    "each label": partial(of_labels, *arrays),
+                    "each of many labels": partial(of_labels, *of_many),
+                    "evaluator": partial(Evaluator(from_logits=mean.from_logits).update, *arrays),
                 }
                 for name, call in made.items():
-                    found.append(Call(f"{space} of {kind}, targets of {target}: {name}", partial(call, *arrays)))
+                    found.append(Call(f"{space} of {kind}, targets of {target}: {name}", call))
     return found
 
 

@@ -39,7 +39,7 @@ import numpy as np
 import gpubce
 from gpubce.backends.cpu.compile import known
 rng = np.random.default_rng(0)
-for shape in ((3,), (70_001,), (300, 5)):
+for shape in ((3,), (70_001,), (300, 5), (5000, 5)):
     y = rng.random(shape) < 0.5
     for x, from_logits in ((rng.normal(size=shape), True), (rng.random(shape), False)):
         x = x.astype(np.float32)
@@ -128,7 +128,7 @@ def test_machine_code_that_needs_numba_is_told():
 def test_every_type_is_compiled_for():
     """By default: every type of predictions, with the usual targets and those of its own type."""
     names = [call.name for call in compile_ahead.calls(tuple(PRECISIONS))]
-    assert len(names) == len(set(names)) == 4 * 4 * 2 * 5
+    assert len(names) == len(set(names)) == 4 * 4 * 2 * 6
     for kind in PRECISIONS:
         for target in ("uint8", "bool", "int64", kind):
             assert f"logits of {kind}, targets of {target}: evaluator" in names

@@ -133,11 +133,31 @@ def test_tiles_of_distant_outputs_are_narrow():
     assert key_of(FLAT, FLAT).tile((0,)) == PLAN.lanes
 
 
+@pytest.mark.parametrize(
+    ("reduced", "outputs", "tile", "sums", "few"),
+    [
+        (8 * 256, 3, 3, 1, True),
+        (8 * 256, FEW_OUTPUTS, 1024, 15, True),
+        (8 * 256 - 1, 3, 3, 1, False),
+        (8 * 256, FEW_OUTPUTS + 1, 1024, 1, False),
+        (8 * 256, 3, 2, 1, False),
+        (8 * 256, 0, 1024, 1, False),
+        (8 * 256, 3, 3, 0, False),
+    ],
+)
+def test_runs_are_added_side_by_side_where_outputs_are_few(reduced, outputs, tile, sums, few):
+    """And where there are as many runs: for small arrays nobody waits for that kernel."""
+    key = KernelKey(Recipe(sums=("loss",) * sums), (FLAT, FLAT))
+    found = key.along(reduced, outputs, tile)
+    assert found == replace(key, few=few)
+    assert found is key.along(reduced, outputs, tile)
+
+
 def test_scratch_has_room_for_all_of_it():
     """Nothing overlaps: what follows begins behind what was before."""
     recipe = Recipe(weight="float64", bins=64, quantised=True, sums=("loss", "weight"), outputs=())
-    for along_axes in (False, True):
-        memory = Scratch(KernelKey(recipe, (STRIDED, FLAT, STRIDED), 2), along_axes)
+    for along_axes, few in ((False, False), (True, False), (True, True)):
+        memory = Scratch(KernelKey(recipe, (STRIDED, FLAT, STRIDED), 2, few=few), along_axes)
         assert memory.kept >= 2 * 2 * memory.row
         assert memory.placed >= memory.kept + 2 * memory.field
         assert memory.pieces >= memory.placed + 3 * memory.row

@@ -33,10 +33,10 @@ ROWS, PIECE = 16, 2**18
 """Of a transposed array, so many rows are brought at once, but not more than so many elements. 2^24 losses of the
 transpose of (16384, 1000) took 57 ms with 2^16 elements at most, and 13 with 2^17 or with 8 rows; they take 10."""
 
-STEPS, FEW_OUTPUTS, TURNED_SUMS = 4, 7, 4
+STEPS, FEW_OUTPUTS = 4, 7
 """So many reduced elements are added to the pair of an output before the next output's is loaded: 2^24 losses of 16
-labels took 5.1 ms with one and take 4.5. Of so few outputs, runs are added side by side: losses of 3 labels took 12.5
-ms and take 7. Kernels with more sums than so many do neither: with 10 they would compile in 10 s, and do in 4."""
+labels took 5.1 ms with one and take 4.5. Of so few outputs, runs are added side by side: an evaluator of 4 million rows
+of 3 labels takes 11.7 ms, and 37 when labels were the lanes."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class KernelKey:
     """How many neighbouring elements one CUDA thread loads at once; 1 where an array is not aligned."""
     shared: bool = False
     """Whether several CPU threads add to one histogram."""
+    few: bool = False
+    """Whether a CPU adds runs side by side, in reductions along axes."""
 
     def __hash__(self) -> int:
         return self._hash
@@ -58,7 +60,7 @@ class KernelKey:
     @made_once
     def _hash(self) -> int:
         """Each call looks its kernel up: 0.2 us, and 4 where all fields are hashed anew."""
-        return hash((self.recipe, self.layouts, self.dimensions, self.plan, self.vector, self.shared))
+        return hash((self.recipe, self.layouts, self.dimensions, self.plan, self.vector, self.shared, self.few))
 
     @property
     def zero(self) -> np.floating:
@@ -112,6 +114,16 @@ class KernelKey:
         apart = max(1, *(abs(across) for across, _ in self._steps(geometry)))
         return min(max(TILE_BYTES // apart, LEAST_TILE), self.plan.lanes)
 
+    def along(self, reduced: int, outputs: int, tile: int) -> "KernelKey":
+        """The key of the CPU's kernel for so many reduced elements and outputs, of which it works on ``tile`` at once:
+        where there are few outputs, and enough runs of them, it adds runs side by side."""
+        enough = reduced >= TURNED * self.plan.chunk and self.plan.chunk * outputs % TURNED == 0
+        return self._few if enough and 0 < outputs <= min(tile, FEW_OUTPUTS) and self.recipe.sums else self
+
+    @made_once
+    def _few(self) -> "KernelKey":
+        return replace(self, few=True)
+
     def room(self, geometry: tuple[int, ...]) -> int:
         """The elements of which a CPU brings strided arrays into scratch at once, in whole reductions.
 
@@ -162,9 +174,9 @@ class Scratch:
     """What a CPU thread's own memory holds for a kernel, by the number of its first byte, and how large it is.
 
     First the accumulators: for each sum a row with the high parts of all lanes, then one with the low parts. Then rows
-    of samples: some for each field that the sums need, three for what goes into a histogram. Along axes, fields that
-    are turned and the pairs of their runs follow. Then pieces of strided arrays, with room behind each for what movers
-    write too much.
+    of samples: some for each field that the sums need, three for what goes into a histogram. Where runs are added side
+    by side, fields that are turned and the pairs of their runs follow. Then pieces of strided arrays, with room behind
+    each for what movers write too much.
     """
 
     key: KernelKey
@@ -189,10 +201,9 @@ class Scratch:
 
     @property
     def field(self) -> int:
-        """The bytes of one of them. It holds as many rows of lanes as are added at once, along axes also the runs of
-        few outputs."""
+        """The bytes of one of them. It holds as many rows of lanes as are added at once, or as many runs."""
         plan = self.key.plan
-        runs = TURNED * plan.chunk * FEW_OUTPUTS if self.along_axes else 0
+        runs = TURNED * plan.chunk * FEW_OUTPUTS if self.key.few else 0
         return self.key.itemsize * max(runs, self.steps * plan.lanes) + self._apart
 
     @property
@@ -207,15 +218,11 @@ class Scratch:
         return -(-(self.placed + rows) // CACHE_LINE) * CACHE_LINE
 
     @property
-    def turns(self) -> bool:
-        """Whether runs of few outputs are added side by side."""
-        return len(self.key.recipe.sums) <= TURNED_SUMS
-
-    @property
     def steps(self) -> int:
         """The reduced elements that are added to the pair of an output at once, or the rows to the lanes of a block.
         More rows of what is not added as pairs were slower: losses took 4.3 and not 3.6 ms."""
-        return STEPS if self.turns and (self.along_axes or self.key.recipe.compensated) else 1
+        few_sums = len(self.key.recipe.sums) <= FEW_SUMS
+        return STEPS if few_sums and (self.along_axes or self.key.recipe.compensated) else 1
 
     @property
     def turned_field(self) -> int:
@@ -236,7 +243,7 @@ class Scratch:
     @made_once
     def pieces(self) -> int:
         """Where the pieces of strided arrays begin."""
-        end = self.pairs + 2 * self.part * len(self.key.recipe.sums) if self.along_axes else self.turned
+        end = self.pairs + 2 * self.part * len(self.key.recipe.sums) if self.key.few else self.turned
         return -(-end // CACHE_LINE) * CACHE_LINE
 
     @made_once

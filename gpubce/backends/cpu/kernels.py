@@ -7,7 +7,7 @@ from functools import cache
 
 from numba import types
 
-from gpubce.backends.kernel_key import FEW_OUTPUTS, KernelKey, Scratch, SettleKey
+from gpubce.backends.kernel_key import KernelKey, Scratch, SettleKey
 from gpubce.spec.bins import cells as histogram_cells
 from gpubce.spec.elements import element, may_be_hard, settlement
 from gpubce.spec.geometry import FLAT, SCALAR
@@ -330,13 +330,17 @@ def _adders(memory: Scratch):
     if not names:
         return _take_nothing, _add_no_pairs, _add_no_runs
     keep, recall = _rows_of(key.fields, real, memory.kept, memory.field)
-    _, recall_turned = _rows_of(key.fields, real, memory.turned, memory.turned_field)
-    add_steps = add_turned = _add_no_pairs
-    for k, name in enumerate(names):
-        collect = collector((name,), key.fields)
+    collectors = [collector((name,), key.fields) for name in names]
+    add_steps = _add_no_pairs
+    for k, collect in enumerate(collectors):
         add_steps = _step_adder(k, add_steps, collect, recall, memory.steps, key.recipe.compensated)
+    if not key.few:
+        return keep, add_steps, _add_no_runs
+    _, recall_turned = _rows_of(key.fields, real, memory.turned, memory.turned_field)
+    add_turned = _add_no_pairs
+    for k, collect in enumerate(collectors):
         add_turned = _turned_adder(k, add_turned, collect, recall_turned, memory.part, key.recipe.compensated)
-    return keep, add_steps, _run_adder(memory, add_turned) if memory.turns else _add_no_runs
+    return keep, add_steps, _run_adder(memory, add_turned)
 
 
 def _step_adder(k: int, before, collect, recall, together: int, compensated: bool):
@@ -710,7 +714,7 @@ def along_axes(key: KernelKey):
     _, _, add_rows = _histogram(memory)
     sums, size = len(key.recipe.sums), key.itemsize
     lanes, chunk, room, pieces = key.plan.lanes, key.plan.chunk, key.plan.block, memory.pieces
-    EVERY, TURNS, STEPS = memory.every, memory.turns, memory.steps
+    EVERY, FEW, STEPS = memory.every, key.few, memory.steps
 
     def runs(
         first,
@@ -733,13 +737,12 @@ def along_axes(key: KernelKey):
         across = (outputs + tile - 1) // tile
         together = lanes // tile if EVERY or tile == outputs else 1
         deep = room // tile if EVERY else together
-        few = TURNS and outputs <= FEW_OUTPUTS and tile == outputs and chunk * outputs % TURNED == 0
         hard = again = can_repeat(addresses)
         member = members = 0
         for task in range(first, last):
             if member == members:
                 member = 0
-                members = TURNED if few and task + TURNED <= last and (task + TURNED) * chunk <= reduced else 1
+                members = TURNED if FEW and task + TURNED <= last and (task + TURNED) * chunk <= reduced else 1
             # Runs of one tile read on in the same lines of scattered arrays, tiles of one run in those of others.
             run, left = (task % count, task // count * tile) if EVERY else (task // across, task % across * tile)
             end = min((run + 1) * chunk, reduced)

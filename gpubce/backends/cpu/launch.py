@@ -59,6 +59,7 @@ class CpuEngine:
         self, key, reduced, outputs, addresses, geometry, parameters, ignored, partials, count, histogram, unit
     ):
         tile = key.tile(geometry)
+        key = key.along(reduced, outputs, tile)
         tasks = key.plan.chunks(reduced) * -(-outputs // tile)
         cells = scratch_of(key, True).cells(key.plan.block)
         size, given = (tile, reduced, outputs), (addresses, geometry, parameters, ignored)
