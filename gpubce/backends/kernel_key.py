@@ -89,9 +89,9 @@ class KernelKey:
     def strip(self) -> int:
         """The lanes for which a CPU thread does all rows of a block before it goes on to the next lanes.
 
-        Each lane adds its rows in order either way. With all lanes at once, the accumulators of 14 sums are 112 KiB and
-        took 8.9 ns an element; in strips they stay in the L1 cache, 3.1 ns. Few sums read ahead better at once: 10^7
-        losses take 3.2 ms, and 4.3 in strips.
+        Each lane adds its rows in order either way. In strips, what is kept of a row and its sums stay in the L1 cache:
+        the usual figures of an evaluator take 5.9 and not 6.4 ms for 10^7 samples, all metrics 9.8 and not 10.4. Few
+        sums read ahead better at once: 10^7 losses took 3.2 ms, and 4.3 in strips.
         """
         return self.plan.lanes if len(self.recipe.sums) <= FEW_SUMS else min(STRIP, self.plan.lanes)
 

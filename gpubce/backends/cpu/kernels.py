@@ -650,9 +650,9 @@ def whole(key: KernelKey):
     _, add, _ = _histogram(memory)
     sums, size = len(key.recipe.sums), key.itemsize
     lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
-    part, strip, pieces, STEPS = memory.row, key.strip, memory.pieces, memory.steps
+    apart, strip, pieces, STEPS = memory.row, key.strip, memory.pieces, memory.steps
     compensated = key.recipe.compensated
-    tree = _tree(part, compensated)
+    tree = _tree(apart, compensated)
 
     def blocks(
         first, last, room, n, addresses, geometry, parameters, ignored, scratch, partials, count, histogram, unit
@@ -662,9 +662,9 @@ def whole(key: KernelKey):
         found = find(addresses, piece, scratch + pieces, room)
         for block in range(first, last):
             for k in range(sums):
-                _clear(scratch + 2 * k * part, lanes)
+                _clear(scratch + 2 * k * apart, lanes)
                 if compensated:
-                    _clear(scratch + (2 * k + 1) * part, lanes)
+                    _clear(scratch + (2 * k + 1) * apart, lanes)
             for left in range(0, lanes, strip):
                 kept = 0
                 for r in range(rows):
@@ -681,17 +681,17 @@ def whole(key: KernelKey):
                         add(histogram, unit, here, wide)
                         kept += 1
                         if kept == STEPS or r + 1 == rows or start + lanes + wide > n:  # The next row is not as wide.
-                            add_rows(scratch, kept, wide, scratch + 8 * left, part)
+                            add_rows(scratch, kept, wide, scratch + 8 * left, apart)
                             kept = 0
                         if start + wide == beyond:
                             held = beyond - piece
                             give(addresses, geometry, piece, 1, held, held, scratch + pieces, room)
             width = first_width(lanes, min(lanes, n - block * block_size))
             for k in range(sums):
-                totals = scratch + 2 * k * part
+                totals = scratch + 2 * k * apart
                 tree(totals, width)
                 store_real(partials, 2 * k * count + block, load_real(totals, 0))
-                store_real(partials, (2 * k + 1) * count + block, load_real(totals + part, 0) if compensated else 0.0)
+                store_real(partials, (2 * k + 1) * count + block, load_real(totals + apart, 0) if compensated else 0.0)
 
     return blocks
 
