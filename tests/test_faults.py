@@ -408,6 +408,28 @@ print(call() == expected, threading.active_count())
 
 
 @on_linux
+def test_too_little_memory_to_compile_many_sums(tmp_path):
+    """They take more of it than the kernel that was compiled before."""
+    program = f"""
+{LIMIT}
+{SMALL_CALL}
+call()
+evaluator = gpubce.Evaluator(from_logits=True, per_label=True, metrics="all")
+def update():
+    evaluator.update(np.zeros((2048, 3), np.float32), np.zeros((2048, 3), bool))
+limit(70, "RLIMIT_AS", "VmSize:")
+try:
+    update()
+except MemoryError as error:
+    print("raise its limit of memory" in str(error))
+unlimit()
+update()
+print(evaluator.report().count)
+"""
+    assert run(program, tmp_path) == "True\n6144\n"
+
+
+@on_linux
 @pytest.mark.parametrize("megabytes", [60, pytest.param(250, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(
     ("kind", "what"),

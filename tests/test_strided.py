@@ -98,20 +98,41 @@ def test_a_gradient_in_place_of_transposed_predictions(axis):
     assert same(results(loss, place, placed(y, (1, 0)), 1, grad_out=place), expected)
 
 
-@pytest.mark.parametrize("outputs", [1, 3, FEW_OUTPUTS])
-def test_few_labels_are_added_as_many_are(outputs):
+def sums_of_a_loss(x, y, w) -> np.ndarray:
+    return gpubce.BinaryCrossEntropy(from_logits=True, axis=0, denominator="weights").state(x, y, weight=w).values
+
+
+def sums_of_all_metrics(x, y, w) -> np.ndarray:
+    """With what the histogram says."""
+    evaluator = gpubce.Evaluator(from_logits=True, per_label=True, metrics="all", bins=32, max_weight=8.0)
+    evaluator.update(x, y, weight=w)
+    (update,) = evaluator.state_dict()["updates"]
+    areas = np.array([label.roc_auc for label in evaluator.report().labels])
+    return np.concatenate([update["state"]["values"], np.broadcast_to(areas, (1, 2, *areas.shape))])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "name", "sums_of"),
+    [
+        (1, "float32", sums_of_a_loss),
+        (3, "float32", sums_of_a_loss),
+        (FEW_OUTPUTS, "float32", sums_of_a_loss),
+        (3, "float64", sums_of_a_loss),
+        (3, "float32", sums_of_all_metrics),
+    ],
+)
+def test_few_labels_are_added_as_many_are(outputs, name, sums_of):
     """Runs are the lanes where labels are few; beside others, labels are. One run less, one more, and a part of one."""
-    loss = gpubce.BinaryCrossEntropy(from_logits=True, axis=0, denominator="weights")
     plan = Plan(32, 2, 8)
     for runs in (TURNED - 1, TURNED, 3 * TURNED + 2):
         for more in (-1, 0, 1):
-            x, y = drawn((plan.chunk * runs + more, TURNED + 1), "float32")
-            w = np.abs(drawn((len(x), 1), "float32")[0])
+            x, y = drawn((plan.chunk * runs + more, TURNED + 1), name)
+            w = np.abs(drawn((len(x), 1), name)[0])
             with backends.replaced(lambda: backends.CpuEngine(2), plan):
-                few = loss(*(np.ascontiguousarray(each[:, :outputs]) for each in (x, y)), weight=w)
-                assert same([few], [loss(x, y, weight=w)[:outputs]]), (runs, more)
-                turned = loss(*(placed(each[:, :outputs], (1, 0)) for each in (x, y)), weight=w)
-                assert same([turned], [few]), (runs, more)
+                few = sums_of(*(np.ascontiguousarray(each[:, :outputs]) for each in (x, y)), w)
+                assert same(few, sums_of(x, y, w)[..., :outputs]), (runs, more)
+                turned = sums_of(*(placed(each[:, :outputs], (1, 0)) for each in (x, y)), w)
+                assert same(turned, few), (runs, more)
 
 
 def key_of(*layouts: str, **options) -> KernelKey:
@@ -134,20 +155,22 @@ def test_tiles_of_distant_outputs_are_narrow():
 
 
 @pytest.mark.parametrize(
-    ("reduced", "outputs", "tile", "sums", "few"),
+    ("reduced", "outputs", "tile", "sums", "plan", "few"),
     [
-        (8 * 256, 3, 3, 1, True),
-        (8 * 256, FEW_OUTPUTS, 1024, 15, True),
-        (8 * 256 - 1, 3, 3, 1, False),
-        (8 * 256, FEW_OUTPUTS + 1, 1024, 1, False),
-        (8 * 256, 3, 2, 1, False),
-        (8 * 256, 0, 1024, 1, False),
-        (8 * 256, 3, 3, 0, False),
+        (8 * 256, 3, 3, 1, PLAN, True),
+        (8 * 256, FEW_OUTPUTS, 1024, 15, PLAN, True),
+        (8 * 256 - 1, 3, 3, 1, PLAN, False),
+        (8 * 256, FEW_OUTPUTS + 1, 1024, 1, PLAN, False),
+        (8 * 256, 3, 2, 1, PLAN, False),
+        (8 * 256, 0, 1024, 1, PLAN, False),
+        (8 * 256, 3, 3, 0, PLAN, False),
+        (8 * 256, 3, 3, 1, Plan(64, 1, 3), False),
+        (8 * 256, 4, 4, 1, Plan(64, 1, 6), True),
     ],
 )
-def test_runs_are_added_side_by_side_where_outputs_are_few(reduced, outputs, tile, sums, few):
-    """And where there are as many runs: for small arrays nobody waits for that kernel."""
-    key = KernelKey(Recipe(sums=("loss",) * sums), (FLAT, FLAT))
+def test_runs_are_added_side_by_side_where_outputs_are_few(reduced, outputs, tile, sums, plan, few):
+    """And where there are as many runs, which fill tiles: for small arrays nobody waits for that kernel."""
+    key = KernelKey(Recipe(sums=("loss",) * sums), (FLAT, FLAT), plan=plan)
     found = key.along(reduced, outputs, tile)
     assert found == replace(key, few=few)
     assert found is key.along(reduced, outputs, tile)
@@ -160,7 +183,14 @@ def test_scratch_has_room_for_all_of_it():
         memory = Scratch(KernelKey(recipe, (STRIDED, FLAT, STRIDED), 2, few=few), along_axes)
         assert memory.kept >= 2 * 2 * memory.row
         assert memory.placed >= memory.kept + 2 * memory.field
-        assert memory.pieces >= memory.placed + 3 * memory.row
+        assert memory.turned >= memory.placed + 3 * memory.row + memory.field  # Later rows are placed behind others.
+        assert memory.field >= 4 * memory.steps * PLAN.lanes
+        if few:
+            assert memory.field >= 4 * TURNED * PLAN.chunk * FEW_OUTPUTS
+            assert memory.pairs >= memory.turned + 2 * memory.turned_field
+            assert memory.turned_field >= 4 * TURNED * TURNED
+            assert memory.part >= 8 * TURNED * FEW_OUTPUTS
+        assert memory.pieces >= (memory.pairs + 2 * 2 * memory.part if few else memory.turned)
         assert memory.pieces % 64 == 0
         assert 8 * memory.cells(100) >= memory.pieces + (4 + 8) * 100
 

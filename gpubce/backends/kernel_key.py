@@ -17,7 +17,8 @@ from gpubce.spec.quantities import FIELDS, needed
 from gpubce.spec.recipe import Recipe
 
 FEW_SUMS, STRIP = 4, 128
-"""So many sums fit into the caches of a CPU as they come, and so many lanes of more."""
+"""What is kept for so many sums fits into the caches of a CPU as it comes; of more, so many lanes do. Kernels of more
+sums than that also add one step after the other, and so compile sooner."""
 
 CACHE_LINE = 64
 
@@ -34,9 +35,9 @@ ROWS, PIECE = 16, 2**18
 transpose of (16384, 1000) took 57 ms with 2^16 elements at most, and 13 with 2^17 or with 8 rows; they take 10."""
 
 STEPS, FEW_OUTPUTS = 4, 7
-"""So many reduced elements are added to the pair of an output before the next output's is loaded: 2^24 losses of 16
-labels took 5.1 ms with one and take 4.5. Of so few outputs, runs are added side by side: an evaluator of 4 million rows
-of 3 labels takes 11.7 ms, and 37 when labels were the lanes."""
+"""So many reduced elements are added to the sum of an output before the next output's is loaded: on one thread, 2^24
+losses of 16 labels take 5.7 ms, and 6.6 with two. Of so few outputs, runs are added side by side: an evaluator of 4
+million rows of 3 labels takes 11.7 ms, and 37 when labels were the lanes."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,8 @@ class Scratch:
 
     @property
     def _apart(self) -> int:
-        """The bytes left free behind a row. Without them the same lane of each
-        lies a multiple of 4 KiB from the others, in one set of the L1 cache: 10^7 losses with 8 sums took 8.5 and not
-        7.4 ms."""
+        """The bytes left free behind a row. Without them the same lane of each lies a multiple of 4 KiB from the
+        others, in one set of the L1 cache: 10^7 losses with 8 sums took 8.5 and not 7.4 ms."""
         return 5 * CACHE_LINE if self.key.strip == self.key.plan.lanes else 8 * self.key.strip + CACHE_LINE
 
     @property
@@ -219,8 +219,8 @@ class Scratch:
 
     @property
     def steps(self) -> int:
-        """The reduced elements that are added to the pair of an output at once, or the rows to the lanes of a block.
-        More rows of what is not added as pairs were slower: losses took 4.3 and not 3.6 ms."""
+        """The reduced elements that are added to the sum of an output at once, or the rows to the lanes of a block. Two
+        rows were slower where no pairs are added: losses took 4.3 and not 3.6 ms, nobody knows why."""
         few_sums = len(self.key.recipe.sums) <= FEW_SUMS
         return STEPS if few_sums and (self.along_axes or self.key.recipe.compensated) else 1
 

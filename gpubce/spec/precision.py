@@ -15,7 +15,7 @@ class Precision:
 
     ``compute`` is the type of every element formula, ``elements`` that of unreduced losses and of derivatives,
     ``reduced`` that of a mean or a sum. ``compensated``: elements are added by TwoSum inside a block or a run too
-    (a float64 element fills its accumulator; a float32 element leaves 29 bits, which as many additions cannot use up).
+    (a float64 element fills its accumulator; float32 elements leave room for the 255 additions of a run).
     """
 
     compute: str

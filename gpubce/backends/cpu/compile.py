@@ -70,8 +70,10 @@ def needs_numba(code: bytes) -> bool:
 def _compiled(function, kind: str, key: object, signature: tuple):
     """Compiled without the GIL, so that threads run it side by side. Division follows IEEE 754: the check for zero
     that Python's model asks for stops vectorisation (6.5 instead of 0.94 ns for loss and gradient)."""
-    # Measured: Numba imports and compiles 110 MB for its first kernel, 144 MB of addresses; then at most 28 MB for one.
-    require_memory(32 if _known else 160, "compiling a kernel")
+    # Measured: Numba imports and compiles 110 MB for its first kernel, 144 MB of addresses; then at most 28 MB for one
+    # of few sums. Others took up to 5 MB for each: 14 sums of few labels between 80 and 100.
+    sums = len(key.recipe.sums) if isinstance(key, KernelKey) else 0
+    require_memory((32 if _known else 160) + 5 * sums, "compiling a kernel")
     dispatcher = njit(nogil=True, error_model="numpy")(named(function, kind, key))
     keep_on_disk(dispatcher, _LoadedAsItIs)
     dispatcher.compile(signature)

@@ -28,6 +28,7 @@ from gpubce.spec.primitives import (
 )
 from gpubce.spec.quantities import FIELDS, collector
 
+# Sums, wherever they lie; "scratch" is what is kept of samples.
 load_real = loader("float64", region="outputs")
 store_real = storer("float64", region="outputs")
 
@@ -321,7 +322,8 @@ def _add_no_runs(scratch, runs, outputs, length, pairs, apart):
 
 def _adders(memory: Scratch):
     """(take, add_steps, add_runs): take one sample of a row; then add to the pairs of the outputs the samples of
-    ``steps`` times ``wide`` outputs, one step after the other, or those of several runs.
+    ``steps`` times ``wide`` outputs, one step after the other, or those of several runs. The lanes of a block are such
+    outputs, and its rows such steps.
 
     The pairs of sum k have their high parts from ``pairs + 2 k apart`` on, their low parts ``apart`` behind them.
     """
@@ -641,16 +643,17 @@ def _clear(scratch, cells):
 def whole(key: KernelKey):
     """Sum by blocks: block b leaves the pair of sum k at partials[k, :, b]. All samples go into one histogram.
 
-    Pieces of strided arrays have ``room`` elements: those of a row or strip of lanes, or of blocks.
+    The samples of ``steps`` rows are kept, and added at once. Pieces of strided arrays have ``room`` elements: those of
+    a row or strip of lanes, or of blocks.
     """
     memory = Scratch(key)
-    take, add_rows, _ = _adders(memory)
+    take, add_steps, _ = _adders(memory)
     row, can_repeat = _row(memory, take), _repeats(key)
     bring, find, give = _stager(memory)
     _, add, _ = _histogram(memory)
     sums, size = len(key.recipe.sums), key.itemsize
     lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
-    apart, strip, pieces, STEPS = memory.row, key.strip, memory.pieces, memory.steps
+    apart, strip, pieces, steps = memory.row, key.strip, memory.pieces, memory.steps
     compensated = key.recipe.compensated
     tree = _tree(apart, compensated)
 
@@ -680,8 +683,8 @@ def whole(key: KernelKey):
                         hard = again & row(hard, start, wide, found, parameters, ignored, here)
                         add(histogram, unit, here, wide)
                         kept += 1
-                        if kept == STEPS or r + 1 == rows or start + lanes + wide > n:  # The next row is not as wide.
-                            add_rows(scratch, kept, wide, scratch + 8 * left, apart)
+                        if kept == steps or r + 1 == rows or start + lanes + wide > n:  # The next row is not as wide.
+                            add_steps(scratch, kept, wide, scratch + 8 * left, apart)
                             kept = 0
                         if start + wide == beyond:
                             held = beyond - piece
@@ -701,8 +704,8 @@ def along_axes(key: KernelKey):
 
     One task is one run of one tile of at most ``widest`` outputs. Run c leaves the pair of sum k for output o at
     partials[k, :, c, o]; high parts and low parts, and those of each sum, lie ``apart`` bytes apart. A row of lanes
-    holds as many reduced elements of the tile as fit. What they leave is added to the pairs for at least STEPS reduced
-    elements at once, fewer at the end of a run, or for several runs. Each output has its own histogram.
+    holds as many reduced elements of the tile as fit. What they leave is added to the pairs for at least ``steps``
+    reduced elements at once, fewer at the end of a run, or for several runs. Each output has its own histogram.
 
     Strided arrays are brought into scratch for one row at a time; where predictions or targets are strided, all arrays
     are, for as many elements as a block has.
@@ -714,7 +717,7 @@ def along_axes(key: KernelKey):
     _, _, add_rows = _histogram(memory)
     sums, size = len(key.recipe.sums), key.itemsize
     lanes, chunk, room, pieces = key.plan.lanes, key.plan.chunk, key.plan.block, memory.pieces
-    EVERY, FEW, STEPS = memory.every, key.few, memory.steps
+    EVERY, FEW, steps = memory.every, key.few, memory.steps
 
     def runs(
         first,
@@ -766,7 +769,7 @@ def along_axes(key: KernelKey):
                     add_rows(histogram, unit, here, taken * wide, left, wide)
                     done += taken
                     kept += taken
-                    if members == 1 and (kept >= STEPS or r + done == end):
+                    if members == 1 and (kept >= steps or r + done == end):
                         add_steps(scratch, kept, wide, pairs, apart)
                         kept = 0
                 give(addresses, geometry, start, held, wide, outputs, scratch + pieces, room)

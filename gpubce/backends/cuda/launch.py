@@ -51,12 +51,12 @@ class CudaEngine:
         self.device = device
 
     def whole(self, key, elements, *work):
-        for part, rest in _in_registers("whole", key, 1, *work):
+        for part, rest in _in_registers(key, 1, *work):
             self.launch("whole", part, key.plan.blocks(elements), threads(key.plan), (elements, *rest))
 
     def along_axes(self, key, reduced, outputs, *work):
         workers = key.plan.chunks(reduced) * -(-outputs // QUAD)
-        for part, rest in _in_registers("along_axes", key, outputs, *work):
+        for part, rest in _in_registers(key, outputs, *work):
             self.launch("along_axes", part, -(-workers // self.team), self.team, (reduced, outputs, *rest))
 
     def combine(self, plan: Plan, sums, size, outputs, source, target):
@@ -126,15 +126,15 @@ class CudaEngine:
 def most_sums(recipe: Recipe) -> int:
     """How many sums one kernel has; where there are more, several kernels run one after the other.
 
-    15 sums at once lie in local memory, which is device memory: 480 bytes a thread (ptxas for 9.0). 8 have 132
-    registers as a whole and 154 by label, and some of them lie there where pairs are added; of pairs 6 have at most
-    186. The sums of each element do not depend on what stands beside them, so the bits are the same.
+    15 sums at once lie in local memory, which is device memory: 480 bytes a thread (ptxas for 9.0). 8 take 132
+    registers as a whole and 154 by label. As pairs 8 take 254 and local memory besides, and 6 take at most 186. The
+    sums of each element do not depend on what stands beside them, so the bits are the same.
     """
     return 6 if recipe.compensated else 8
 
 
 def _in_registers(
-    kind: str, key: KernelKey, outputs: int, addresses, geometry, parameters, ignored, partials, count, *rest
+    key: KernelKey, outputs: int, addresses, geometry, parameters, ignored, partials, count, *rest
 ) -> Iterator[tuple[KernelKey, tuple]]:
     """The kernels that do this one's work, each with its arguments."""
     for first, part in key.parts(most_sums(key.recipe)):
