@@ -158,23 +158,21 @@ def reals_at(address: int, *shape: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_double * int(np.prod(shape))).from_address(address)).reshape(shape)
 
 
-def by_blocks(hi: np.ndarray, lo: np.ndarray, by: Plan, add_pairs: bool) -> np.ndarray:
+def by_blocks(hi: np.ndarray, lo: np.ndarray, by: Plan, compensated: bool) -> np.ndarray:
     """The pairs of all blocks of the last axis, [hi or lo, ..., block]: the plan, on all blocks at once."""
     blocks = by.blocks(hi.shape[-1])
     room = np.zeros((2, *hi.shape[:-1], blocks * by.block))
     room[0, ..., : hi.shape[-1]], room[1, ..., : hi.shape[-1]] = hi, lo
     rows = room.reshape(2, *hi.shape[:-1], blocks, by.rows, by.lanes)
 
-    def merge(one, other):
-        return np.stack(plan.merge_pairs(*one, *other)) if add_pairs else one + other
-
+    merge = plan.addition(compensated).merge
     with np.errstate(invalid="ignore", over="ignore"):
         lanes = np.zeros(rows.shape[:-2] + rows.shape[-1:])
         for row in range(by.rows):
-            lanes = merge(lanes, rows[..., row, :])
+            lanes = np.stack(merge(*lanes, *rows[..., row, :]))
         while lanes.shape[-1] > 1:
             half = lanes.shape[-1] // 2
-            lanes = merge(lanes[..., :half], lanes[..., half:])
+            lanes = np.stack(merge(*lanes[..., :half], *lanes[..., half:]))
     return lanes[..., 0]
 
 
@@ -244,7 +242,7 @@ class InterpretedEngine:
                 pair = np.zeros(outputs), np.zeros(outputs)
                 for row in rows[run * key.plan.chunk : (run + 1) * key.plan.chunk]:
                     with np.errstate(invalid="ignore", over="ignore"):
-                        pair = plan.add_to_pair(*pair, row) if key.recipe.compensated else (pair[0] + row, pair[1])
+                        pair = plan.addition(key.recipe.compensated).add(*pair, row)
                 reals_at(partials, len(sums), 2, count, outputs)[k, :, run] = pair
 
     def combine(self, by: Plan, sums, size, outputs, source, target):

@@ -17,14 +17,13 @@ from gpubce.spec.primitives import (
     REGIONS,
     TURNED,
     add_atomically,
-    add_to_pair,
+    addition,
     first_width,
     floored,
     fma,
     is_nan,
     loader,
     low_bits,
-    merge_pairs,
     polynomial,
     positive_part,
     product,
@@ -135,8 +134,8 @@ def test_the_pairs_of_the_plan_are_compiled_as_they_are():
     for hi, lo, other_hi, other_lo in ((1.0, 2.0**-60, 2.0**-53, 2.0**-110), (-3.0, 1e-17, 1e-3, 0.0)):
         for compiled, arguments in (
             (two_sum, (hi, other_hi)),
-            (add_to_pair, (hi, lo, other_hi)),
-            (merge_pairs, (hi, lo, other_hi, other_lo)),
+            *((how.add, (hi, lo, other_hi)) for how in (addition(True), addition(False))),
+            *((how.merge, (hi, lo, other_hi, other_lo)) for how in (addition(True), addition(False))),
         ):
             assert compiled(*arguments) == _plain(compiled)(*arguments)
     for count in (1, 3, 31, 32):

@@ -14,7 +14,7 @@ Elements of float32 are added in float64. Elements of float64, and all totals of
 which :func:`add_to_pair` and :func:`merge_pairs` add.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -35,6 +35,28 @@ def merge_pairs(hi, lo, other_hi, other_lo):
     """Add one pair to another."""
     total, error = two_sum(hi, other_hi)
     return total, (lo + other_lo) + error
+
+
+def add_to_total(hi, lo, value):
+    """Add one value to a pair whose low part stays as it is."""
+    return hi + value, lo
+
+
+def merge_totals(hi, lo, other_hi, other_lo):
+    """Add one such pair to another."""
+    return hi + other_hi, lo
+
+
+class Addition(NamedTuple):
+    """How a block or a run adds: a value to a pair, and one pair to another."""
+
+    add: Callable
+    merge: Callable
+
+
+def addition(compensated: bool) -> Addition:
+    """How elements are added: ``compensated``, as pairs; else as totals, whose low parts are 0."""
+    return Addition(add_to_pair, merge_pairs) if compensated else Addition(add_to_total, merge_totals)
 
 
 def first_width(lanes, count):
@@ -79,25 +101,22 @@ def sum_by_plan(values: Sequence[float], plan: Plan = PLAN, compensated: bool = 
     (0.875, 0.0)
     """
     pairs = [(float(value), 0.0) for value in values]
-    add_pairs = compensated
+    merge = addition(compensated).merge
     while True:
         pairs = [
-            _sum_block(pairs[start : start + plan.block], plan, add_pairs) for start in range(0, len(pairs), plan.block)
+            _sum_block(pairs[start : start + plan.block], plan, merge) for start in range(0, len(pairs), plan.block)
         ] or [(0.0, 0.0)]
-        add_pairs = True
+        merge = merge_pairs
         if len(pairs) == 1:
             return pairs[0]
 
 
-def _sum_block(pairs, plan: Plan, add_pairs: bool) -> tuple[float, float]:
-    def merge(one, other):
-        return merge_pairs(*one, *other) if add_pairs else (one[0] + other[0], 0.0)
-
+def _sum_block(pairs, plan: Plan, merge: Callable) -> tuple[float, float]:
     lanes = [(0.0, 0.0)] * plan.lanes
     for index, pair in enumerate(pairs):
-        lanes[index % plan.lanes] = merge(lanes[index % plan.lanes], pair)
+        lanes[index % plan.lanes] = merge(*lanes[index % plan.lanes], *pair)
     width = plan.lanes // 2
     while width > 0:
-        lanes = [merge(lanes[lane], lanes[lane + width]) for lane in range(width)]
+        lanes = [merge(*lanes[lane], *lanes[lane + width]) for lane in range(width)]
         width //= 2
     return lanes[0]

@@ -277,16 +277,18 @@ first_width = njit(inline="always")(plan.first_width)
 """plan.first_width, compiled."""
 
 
-def _inlined_pairs():
-    """The pair functions of the plan, compiled from their source with the compiled two_sum in its place."""
+@cache
+def addition(compensated: bool) -> plan.Addition:
+    """plan.addition, compiled from the source of its functions with the compiled two_sum in its place."""
     names = {"two_sum": two_sum}
-    return tuple(
+    return plan.Addition._make(
         njit(inline="always")(FunctionType(function.__code__, names, function.__name__))
-        for function in (plan.add_to_pair, plan.merge_pairs)
+        for function in plan.addition(compensated)
     )
 
 
-add_to_pair, merge_pairs = _inlined_pairs()
+merge_pairs = addition(True).merge
+"""plan.merge_pairs, compiled."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

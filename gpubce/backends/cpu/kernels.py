@@ -17,7 +17,7 @@ from gpubce.spec.primitives import (
     TURNED,
     WIDE_TYPES,
     add_atomically,
-    add_to_pair,
+    addition,
     first_width,
     loader,
     merge_pairs,
@@ -333,19 +333,23 @@ def _adders(memory: Scratch):
         return _take_nothing, _add_no_pairs, _add_no_runs
     keep, recall = _rows_of(key.fields, real, memory.kept, memory.field)
     collectors = [collector((name,), key.fields) for name in names]
+    add_element = addition(key.recipe.compensated).add
     add_steps = _add_no_pairs
     for k, collect in enumerate(collectors):
-        add_steps = _step_adder(k, add_steps, collect, recall, memory.steps, key.recipe.compensated)
+        add_steps = _step_adder(k, add_steps, collect, recall, memory.steps, add_element)
     if not key.few:
         return keep, add_steps, _add_no_runs
     _, recall_turned = _rows_of(key.fields, real, memory.turned, memory.turned_field)
     add_turned = _add_no_pairs
     for k, collect in enumerate(collectors):
-        add_turned = _turned_adder(k, add_turned, collect, recall_turned, memory.part, key.recipe.compensated)
+        add_turned = _turned_adder(k, add_turned, collect, recall_turned, memory.part, add_element)
     return keep, add_steps, _run_adder(memory, add_turned)
 
 
-def _step_adder(k: int, before, collect, recall, together: int, compensated: bool):
+# Low parts are stored first: then LLVM sees that where elements are added to totals, what is stored is what was loaded.
+
+
+def _step_adder(k: int, before, collect, recall, together: int, add_element):
     """The subroutine that does what ``before`` does, and adds the samples of sum k, of so many steps at once."""
 
     def several(number: int):
@@ -354,17 +358,11 @@ def _step_adder(k: int, before, collect, recall, together: int, compensated: boo
         @subroutine(types.void)
         def add(scratch, step, wide, highs, lows):
             for o in range(wide):
-                if compensated:
-                    hi, lo = load_real(highs, o), load_real(lows, o)
-                    for more in range(number):
-                        hi, lo = add_to_pair(hi, lo, collect(recall(scratch, (step + more) * wide + o))[0])
-                    store_real(highs, o, hi)
-                    store_real(lows, o, lo)
-                else:
-                    total = load_real(highs, o)
-                    for more in range(number):
-                        total = total + collect(recall(scratch, (step + more) * wide + o))[0]
-                    store_real(highs, o, total)
+                hi, lo = load_real(highs, o), load_real(lows, o)
+                for more in range(number):
+                    hi, lo = add_element(hi, lo, collect(recall(scratch, (step + more) * wide + o))[0])
+                store_real(lows, o, lo)
+                store_real(highs, o, hi)
 
         return add
 
@@ -388,7 +386,7 @@ def _step_adder(k: int, before, collect, recall, together: int, compensated: boo
 # the same element of all runs lies side by side.
 
 
-def _turned_adder(k: int, before, collect, recall, part: int, compensated: bool):
+def _turned_adder(k: int, before, collect, recall, part: int, add_element):
     """The subroutine that does what ``before`` does, and adds sum k of ``runs`` elements of as many runs, the first of
     which belongs to output ``o``. They are TURNED, which LLVM is not told: it would unroll the outer loop."""
 
@@ -400,12 +398,9 @@ def _turned_adder(k: int, before, collect, recall, part: int, compensated: bool)
             own = highs + 8 * TURNED * o
             for run in range(runs):
                 value = collect(recall(scratch, t * TURNED + run))[0]
-                if compensated:
-                    hi, lo = add_to_pair(load_real(own, run), load_real(own + part, run), value)
-                    store_real(own, run, hi)
-                    store_real(own + part, run, lo)
-                else:
-                    store_real(own, run, load_real(own, run) + value)
+                hi, lo = add_element(load_real(own, run), load_real(own + part, run), value)
+                store_real(own + part, run, lo)
+                store_real(own, run, hi)
             o = o + 1 if o + 1 < outputs else 0
 
     return add_turned
@@ -610,7 +605,7 @@ def _not_hard(start, count, addresses, parameters, ignored, scratch):
     return False
 
 
-def _tree(low: int, compensated: bool):
+def _tree(low: int, merge):
     """The subroutine of the halving tree over the lanes at ``cell``, from ``width`` on. Their low parts lie ``low``
     bytes behind the high parts."""
 
@@ -618,17 +613,14 @@ def _tree(low: int, compensated: bool):
     def tree(cell, width):
         while width > 0:
             for lane in range(width):
-                if compensated:
-                    hi, lo = merge_pairs(
-                        load_real(cell, lane),
-                        load_real(cell + low, lane),
-                        load_real(cell, lane + width),
-                        load_real(cell + low, lane + width),
-                    )
-                    store_real(cell, lane, hi)
-                    store_real(cell + low, lane, lo)
-                else:
-                    store_real(cell, lane, load_real(cell, lane) + load_real(cell, lane + width))
+                hi, lo = merge(
+                    load_real(cell, lane),
+                    load_real(cell + low, lane),
+                    load_real(cell, lane + width),
+                    load_real(cell + low, lane + width),
+                )
+                store_real(cell + low, lane, lo)
+                store_real(cell, lane, hi)
             width //= 2
 
     return tree
@@ -655,7 +647,7 @@ def whole(key: KernelKey):
     lanes, rows, block_size = key.plan.lanes, key.plan.rows, key.plan.block
     apart, strip, pieces, steps = memory.row, key.strip, memory.pieces, memory.steps
     compensated = key.recipe.compensated
-    tree = _tree(apart, compensated)
+    tree = _tree(apart, addition(compensated).merge)
 
     def blocks(
         first, last, room, n, addresses, geometry, parameters, ignored, scratch, partials, count, histogram, unit
@@ -788,7 +780,7 @@ def combine(plan: Plan):
     """
     lanes, rows, block_size = plan.lanes, plan.rows, plan.block
     low = 8 * lanes
-    tree = _tree(low, True)
+    tree = _tree(low, merge_pairs)
 
     def columns(first, last, size, outputs, source, target, blocks, scratch):
         for task in range(first, last):

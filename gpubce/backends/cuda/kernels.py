@@ -17,7 +17,7 @@ from gpubce.spec.precision import widened
 from gpubce.spec.primitives import (
     WIDE_TYPES,
     add_atomically,
-    add_to_pair,
+    addition,
     first_width,
     loader,
     merge_pairs,
@@ -229,7 +229,7 @@ def _samples(key: KernelKey, hard: bool):
     and gives the outputs. ``inputs`` has QUAD numbers for each role."""
     sample, collect = element(key.recipe, hard), collector(key.recipe.sums)
     sums = len(key.recipe.sums)
-    compensated = key.recipe.compensated
+    add_element = addition(key.recipe.compensated).add
     zero = key.zero
     add = _adder(key.recipe.bins, key.recipe.quantised)
 
@@ -259,10 +259,7 @@ def _samples(key: KernelKey, hard: bool):
             values = collect(known)
             for k in range(sums):
                 cell = k * QUAD + q
-                if compensated:
-                    hi[cell], lo[cell] = add_to_pair(hi[cell], lo[cell], values[k])
-                else:
-                    hi[cell] += values[k]
+                hi[cell], lo[cell] = add_element(hi[cell], lo[cell], values[k])
         return losses, gradients, hessians
 
     return samples
