@@ -143,6 +143,8 @@ TESTS = {
         "tests/test_edges.py",
         "tests/test_simulated_device.py",
     ],
+    "gpubce/spec/subroutines.py": ["tests/test_subroutines.py", "tests/test_cuda_kernels.py", "tests/test_compile.py"],
+    "gpubce/spec/targets.py": ["tests/test_targets.py", "tests/test_subroutines.py"],
 }
 """The tests that each module's mutants meet, those that kill most first."""
 

@@ -1,8 +1,9 @@
 """The specification executed as Python: its formulas, its geometry and its plan, with NumPy in place of a compiler.
 
 The modules that hold formulas are loaded once more, beside those that the package uses, with the operations of
-``gpubce.spec.primitives`` exchanged for functions of arrays. An element's formula then takes all samples at once.
-Nothing is compiled, so a case takes milliseconds, and what a formula gives owes nothing to Numba or LLVM.
+``gpubce.spec.primitives`` and ``gpubce.spec.subroutines`` exchanged for functions of arrays. An element's formula then
+takes all samples at once. Nothing is compiled, so a case takes milliseconds, and what a formula gives owes nothing to
+Numba or LLVM.
 """
 
 import ctypes
@@ -22,6 +23,7 @@ from gpubce.spec.geometry import FLAT, SCALAR
 from gpubce.spec.job import Settlement
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import ITEMSIZE
+from gpubce.spec.recipe import OUTPUTS, ROLES
 from tests.cases import dtype
 from tests.ptx.arithmetic import fused_multiply_add
 
@@ -108,6 +110,11 @@ def _plain(function):
     return function
 
 
+def tuple_of(arguments: str, *parts):
+    """subroutines.tuple_of."""
+    return lambda *given: tuple(part(*given) for part in parts)
+
+
 PRIMITIVES = SimpleNamespace(
     fma=fused_multiply_add,
     product=product,
@@ -121,15 +128,15 @@ PRIMITIVES = SimpleNamespace(
     low_bits=lambda shifted: np.asarray(shifted).view(np.int64) & ((1 << 52) - 1),
     loader=loader,
     storer=storer,
-    subroutine=lambda result: _plain,
 )
+SUBROUTINES = SimpleNamespace(subroutine=lambda result: _plain, tuple_of=tuple_of)
 
 
 @cache
 def formulas() -> dict[str, ModuleType]:
     """The modules quantities, histogram and elements of gpubce.spec, as Python."""
     plain = SimpleNamespace(types=numba.types, njit=lambda **options: lambda function: function)
-    replaced = {"numba": plain, "gpubce.spec.primitives": PRIMITIVES}
+    replaced = {"numba": plain, "gpubce.spec.primitives": PRIMITIVES, "gpubce.spec.subroutines": SUBROUTINES}
     before = {name: sys.modules.get(name) for name in (*replaced, "gpubce.spec.quantities", "gpubce.spec.histogram")}
     modules = {}
     try:
@@ -200,13 +207,12 @@ class InterpretedEngine:
             storage = getattr(key.recipe, role)
             return np.True_ if storage is None else loader(storage)(*place(role))
 
-        roles = "prediction", "baseline", "target", "weight", "mask", "pos_weight", "label_weight", "scale"
         with np.errstate(all="ignore"):
             outputs, sample, placed = formulas()["elements"].element(key.recipe)(
-                np.ones(elements, bool), *(read(role) for role in roles), parameters, ignored
+                np.ones(elements, bool), tuple(read(role) for role in ROLES), parameters, ignored
             )
             sums = formulas()["quantities"].collector(key.recipe.sums)(sample)
-        for role, values in zip(("loss", "gradient", "hessian"), outputs, strict=True):
+        for role, values in zip(OUTPUTS, outputs, strict=True):
             if role in key.recipe.outputs:
                 storer(key.recipe.stored)(*place(role), values)
         return [np.broadcast_to(values, elements) for values in sums[: len(key.recipe.sums)]], placed

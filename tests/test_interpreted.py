@@ -52,7 +52,7 @@ def samples(recipe: Recipe, targets, hard: bool = False):
     absent = np.True_
     with np.errstate(all="ignore"):
         outputs, fields, _ = formulas()["elements"].element(recipe, hard)(
-            np.ones(x.shape, bool), x, absent, y, w, grid[3] != 0, absent, absent, absent, number(parameters), 1
+            np.ones(x.shape, bool), (x, absent, y, w, grid[3] != 0, *[absent] * 3), number(parameters), 1
         )
     named = dict(zip(FIELDS, fields, strict=True))
     # Nothing asks for the branches of both sides.

@@ -7,8 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from numba import njit, types
-from numba.core.codegen import CPUCodeLibrary
+from numba import njit
 from numba.core.errors import TypingError
 
 from gpubce.spec import plan
@@ -32,7 +31,6 @@ from gpubce.spec.primitives import (
     split_exponent,
     storer,
     strided_offset,
-    subroutine,
     transposer,
     two_sum,
 )
@@ -145,32 +143,6 @@ def test_the_pairs_of_the_plan_are_compiled_as_they_are():
 def _plain(compiled):
     """The function of the plan of that name."""
     return getattr(plan, compiled.py_func.__name__)
-
-
-def test_a_subroutine_is_a_function_that_divides_as_ieee_754_says():
-    @subroutine(types.float64)
-    def quotient(a, b):
-        """a / b"""
-        return a / b
-
-    assert (quotient.__name__, quotient.__doc__, quotient.py_func(1.0, 4.0)) == ("quotient", "a / b", 0.25)
-    assert njit(lambda a, b: quotient(a, b))(1.0, 0.0) == math.inf
-
-
-@pytest.mark.parametrize(("inline", "optimised"), [(True, 1), (False, 2)])
-def test_what_is_inlined_is_optimised_with_its_callers_alone(monkeypatch, inline, optimised):
-    seen = []
-    optimise = CPUCodeLibrary._optimize_final_module
-    monkeypatch.setattr(
-        CPUCodeLibrary, "_optimize_final_module", lambda library: (seen.append(library), optimise(library))
-    )
-
-    @subroutine(types.float64, inline)
-    def halved(a):
-        return a / 2
-
-    kernel = njit(types.float64(types.float64))(lambda a: halved(halved(a)))
-    assert (kernel(3.0), len(seen)) == (0.75, optimised)
 
 
 # Memory -------------------------------------------------------------------------------------------------------------

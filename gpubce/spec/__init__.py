@@ -1,4 +1,5 @@
 """WHAT is computed: every formula and the order of every addition, once.
 
-``primitives`` and ``elements`` know Numba, because both backends compile them; the other modules are plain Python.
+``primitives``, ``subroutines``, ``targets`` and what is built of them (``elements``, ``quantities``, ``histogram``) know
+Numba, because both backends compile them; the other modules are plain Python.
 """

@@ -38,10 +38,10 @@ from gpubce.spec.primitives import (
     select,
     split_exponent,
     storer,
-    subroutine,
 )
 from gpubce.spec.quantities import FIELDS, needed
 from gpubce.spec.recipe import LOGIT, PARAMETERS, Recipe
+from gpubce.spec.subroutines import subroutine
 
 inlined = njit(inline="always", error_model="numpy")
 settled, mean, derivative_scale = inlined(state.settled), inlined(state.mean), inlined(state.derivative_scale)
@@ -393,10 +393,10 @@ def element(recipe: Recipe, hard: bool = False):
     """The subroutine of one sample that a kernel calls. ``hard`` says that its target is known to be 0 or 1, where the
     recipe :func:`may_be_hard`: the same numbers, with fewer instructions.
 
-    It takes (counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters,
-    ignored), each of the widened type of its role (anything where the recipe has no such role), and gives ((loss,
-    gradient, hessian), sample, placed): the outputs and quantities.FIELDS in the compute type, and what
-    histogram.placer gives.
+    It takes (counted, inputs, parameters, ignored) and gives (outputs, sample, placed). The inputs are a tuple in the
+    order of recipe.ROLES, each of the widened type of its role (anything where the recipe has no such role); the
+    outputs and the sample follow recipe.OUTPUTS and quantities.FIELDS, in the compute type; histogram.placer gives what
+    is placed.
     """
     real = recipe.compute
     number = np.dtype(real).type
@@ -432,9 +432,8 @@ def element(recipe: Recipe, hard: bool = False):
     @subroutine(
         types.Tuple((types.UniTuple(REAL, 3), types.UniTuple(REAL, len(FIELDS)), types.UniTuple(types.int64, 3)))
     )
-    def one_sample(
-        counted, prediction, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored
-    ):
+    def one_sample(counted, inputs, parameters, ignored):
+        prediction, baseline, target, weight, mask, pos_weight, label_weight, scale = inputs
         # What is counted, and what is valid. Comparisons are made in the widened type, before any rounding.
         if MASK:
             counted = counted & (mask != 0)
@@ -474,9 +473,8 @@ def element(recipe: Recipe, hard: bool = False):
             uncertainty = entropy(y)
         other = ZERO
         if BASELINE:
-            (other, _, _), _, _ = of_baseline(
-                counted, baseline, baseline, target, weight, mask, pos_weight, label_weight, scale, parameters, ignored
-            )
+            as_prediction = baseline, baseline, target, weight, mask, pos_weight, label_weight, scale
+            (other, _, _), _, _ = of_baseline(counted, as_prediction, parameters, ignored)
         sample = (
             select(counted, ONE, ZERO),
             loss,

@@ -6,7 +6,8 @@ import numpy as np
 from numba import types
 
 from gpubce.spec.bins import LIMIT, QUANTUM_BITS
-from gpubce.spec.primitives import floored, fma, is_nan, low_bits, product, select, subroutine
+from gpubce.spec.primitives import floored, fma, is_nan, low_bits, product, select
+from gpubce.spec.subroutines import subroutine
 
 
 @cache

@@ -1,29 +1,25 @@
 """The operations from which every element is built: those that IEEE 754 rounds correctly, and bit moves.
 
-They compile unchanged for the CPU and for CUDA, with no device present. That holds for Numba intrinsics, for
-functions made with :func:`subroutine`, and for ``inline="always"``; a plain jitted callee would ask for a device.
+They compile unchanged for the CPU and for CUDA, with no device present, as :mod:`gpubce.spec.subroutines` do.
 
 The rule that keeps the bits equal: **no multiply feeds an addition**. NVVM fuses such a pair in the PTX and ptxas once
 more after it; LLVM on a CPU does not. Where a rounded product is added, write :func:`product`; where one rounding is
 wanted, write :func:`fma`.
 """
 
-import inspect
 from functools import cache
 from types import FunctionType
-from uuid import uuid4
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import compile_internal
 from numba.extending import intrinsic
 
 from gpubce.spec import plan
 from gpubce.spec.precision import ITEMSIZE, widened
+from gpubce.spec.subroutines import subroutine
+from gpubce.spec.targets import converts_float16, is_cuda
 
 WIDE_TYPES = {"float32": types.float32, "float64": types.float64, "int64": types.int64}
 """The Numba types in which kernels see stored values."""
@@ -165,89 +161,6 @@ def low_bits(typingctx, shifted):
     return types.int64(types.float64), codegen
 
 
-def subroutine(result, inline=True):
-    """A decorator: the function, compiled once for each target, inlined by LLVM wherever kernels call it.
-
-    ``result`` is the Numba type it returns. Functions made with ``inline="always"`` are copied into their callers
-    before they are compiled, again at each level: for kernels with many options that took 5 s of Python. A plain
-    jitted callee would ask for a device on CUDA. This way asks for nothing: the function is compiled as a part of the
-    intrinsic that calls it.
-
-    Without ``inline`` a kernel has one copy, which it calls wherever it needs it. Its status is not looked at, because
-    LLVM would not see that it never raises: a kernel that may raise is not kept on disk. Its name is like no other:
-    Numba's differ within a process alone, and where kernels of several processes are loaded from disk, all would call
-    the first function of a name.
-    """
-
-    def decorate(function):
-        if not inline:
-            function.__qualname__ += f"_{uuid4().hex}"
-
-        def definition(typingctx, *argument_types):
-            arguments = tuple(types.unliteral(item) for item in argument_types)
-
-            def codegen(context, builder, signature, values):
-                compiled = _compiled(context, builder, function, signature, inline)
-                if inline:
-                    return context.call_internal(builder, compiled.fndesc, signature, values)
-                return context.call_internal_no_propagate(builder, compiled.fndesc, signature, values)[1]
-
-            return result(*arguments), codegen
-
-        own = inspect.signature(function).parameters.values()
-        context = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        definition.__signature__ = inspect.Signature([context, *own])
-        definition.__name__ = definition.__qualname__ = function.__name__
-        definition.__doc__ = function.__doc__
-        called = intrinsic(definition)
-        called.py_func = function
-        return called
-
-    return decorate
-
-
-class _Inlined(JITCodeLibrary):
-    """What is inlined wherever it is called. As a module it is optimised, and made machine code of, with its callers
-    alone: Numba does both for each function by itself too, and ten kernels took 11 s to compile that take 8."""
-
-    def _optimize_final_module(self):
-        pass
-
-    def _finalize_final_module(self):
-        self._finalized = True
-
-
-def _compiled(context, builder, function, signature, inline):
-    """The function, compiled and linked into what calls it."""
-    flags = _flags(context, inline)
-    # What is not inlined (the movers of tiles) was 3% slower where it was not optimised by itself first.
-    if not inline or _is_cuda(context):
-        return context.compile_subroutine(builder, function, signature, flags=flags)
-    # What compile_subroutine does, but for the library.
-    known, library = context.cached_internal_func, context.active_code_library
-    key = (function.__code__, signature, *(cell.cell_contents for cell in function.__closure__ or ()))
-    if key not in known:
-        flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-        own = _Inlined(context.codegen(), function.__name__)
-        known[key] = compile_internal(
-            context.typing_context, context, own, function, signature.args, signature.return_type, flags, {}
-        )
-    library.add_linking_library(known[key].library)
-    return known[key]
-
-
-def _flags(context, inline):
-    """The flags of the kernel that is being compiled, with division by IEEE 754, and the call inlined."""
-    if _is_cuda(context):
-        from numba.cuda.core.targetconfig import ConfigStack
-    else:
-        from numba.core.targetconfig import ConfigStack
-    flags = ConfigStack.top_or_none().copy()
-    flags.error_model = "numpy"
-    flags.forceinline = inline
-    return flags
-
-
 @cache
 def polynomial(coefficients, real: str):
     """An intrinsic of one variable: Horner's scheme, one fma a step; coefficients from the constant upwards."""
@@ -305,26 +218,6 @@ def _storage_type(storage: str) -> ir.Type:
     return ir.IntType(8 * ITEMSIZE[storage])
 
 
-@cache
-def _converts_float16(triple: str, cpu: str, features: str) -> bool:
-    """Whether that CPU has instructions between float16 and float32. x86 has had them since 2012 (F16C). Without them
-    LLVM calls a function of the compiler's runtime library, which is not in the process: "LLVM ERROR: Symbol not
-    found: __extendhfsf2" ends it."""
-    module = ir.Module()
-    function = ir.Function(module, ir.FunctionType(ir.FloatType(), [ir.HalfType()]), "widen")
-    builder = ir.IRBuilder(function.append_basic_block())
-    builder.ret(builder.fpext(function.args[0], ir.FloatType()))
-    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features)
-    assembly = machine.emit_assembly(llvm.parse_assembly(str(module)))
-    return not any(name in assembly for name in ("__extendhfsf2", "__gnu_h2f_ieee", "__aeabi_h2f"))
-
-
-def _needs_integers(context) -> bool:
-    """Whether float16 is converted by integer operations: on CPUs that have nothing for it. Elsewhere they would cost
-    20 to 60% of the time of a float16 loss."""
-    return not _is_cuda(context) and not _converts_float16(*context.codegen().magic_tuple())
-
-
 def _widen_float16(builder, raw):
     """float16 bits to a float32, by integers and one exact subtraction."""
     word, real = ir.IntType(32), ir.FloatType()
@@ -364,7 +257,7 @@ def _narrow_float16(builder, value):
 
 def _widen(context, builder, storage: str, raw):
     if storage == "float16":
-        if _needs_integers(context):
+        if not converts_float16(context):
             return _widen_float16(builder, raw)
         return builder.fpext(builder.bitcast(raw, ir.HalfType()), ir.FloatType())
     if storage == "bfloat16":
@@ -378,7 +271,7 @@ def _widen(context, builder, storage: str, raw):
 
 def _narrow(context, builder, storage: str, value):
     if storage == "float16":
-        if _needs_integers(context):
+        if not converts_float16(context):
             return _narrow_float16(builder, value)
         return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
     if storage == "bfloat16":
@@ -397,17 +290,13 @@ def _narrow(context, builder, storage: str, value):
 def _pointer(context, builder, storage: str, address, index, count: int):
     """The typed pointer to ``count`` elements from ``index`` on. CUDA gets one into global memory, so that loads are
     ``ld.global`` and not generic."""
-    space = 1 if _is_cuda(context) else 0
+    space = 1 if is_cuda(context) else 0
     element = _storage_type(storage)
     base = builder.inttoptr(address, element.as_pointer(space))
     pointer = builder.gep(base, [index])
     if count == 1:
         return pointer
     return builder.bitcast(pointer, ir.VectorType(element, count).as_pointer(space))
-
-
-def _is_cuda(context) -> bool:
-    return "CUDA" in type(context).__name__
 
 
 REGIONS = (("operands", "outputs", "scratch"), ("array", "piece"))
@@ -418,7 +307,7 @@ and a piece of an array, which is moved to or from scratch, does not lie in that
 def _mark_region(context, builder, instruction, region: str) -> None:
     """Tell LLVM on a CPU that the regions of a group are independent, so that it vectorises without comparing every
     pair of pointers at run time (it used to give up at nine pairs)."""
-    if _is_cuda(context):
+    if is_cuda(context):
         return
     module = builder.module
     domain = module.add_metadata(["gpubce"])

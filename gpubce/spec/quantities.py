@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gpubce.spec.primitives import product, select, subroutine
+from gpubce.spec.primitives import product, select
+from gpubce.spec.subroutines import subroutine, tuple_of
 
 FIELDS = (
     "counted",
@@ -199,22 +200,25 @@ def _of_sample(name: str, fields: tuple[str, ...]):
 
 
 @cache
+def value_of(name: str, fields: tuple[str, ...] = FIELDS):
+    """The subroutine sample -> the value of a quantity, 0 where not counted. The sample is a tuple of these fields, in
+    the compute type; without "counted", it is."""
+    value = _of_sample(name, fields)
+    if "counted" not in fields:
+        return value
+    COUNTED = fields.index("counted")
+
+    @one_number
+    def counted_value(sample):
+        return select(sample[COUNTED] != 0, value(sample), 0.0)
+
+    return counted_value
+
+
+@cache
 def collector(names: tuple[str, ...], fields: tuple[str, ...] = FIELDS):
-    """The subroutine sample -> a float64 tuple, one for each name, 0 where not counted. The sample is a tuple of these
-    fields, in the compute type; without "counted", it is."""
-    numbers = subroutine(types.UniTuple(types.float64, max(1, len(names))))
+    """The intrinsic sample -> a tuple with the value of each quantity, or with a 0 where there are none: Numba does not
+    index empty tuples."""
     if not names:
-        return numbers(lambda sample: (0.0,))
-    last = _of_sample(names[-1], fields)
-    value = last
-    if "counted" in fields:
-        COUNTED = fields.index("counted")
-
-        @one_number
-        def value(sample):
-            return select(sample[COUNTED] != 0, last(sample), 0.0)
-
-    if len(names) == 1:
-        return numbers(lambda sample: (value(sample),))
-    rest = collector(names[:-1], fields)
-    return numbers(lambda sample: rest(sample) + (value(sample),))
+        return subroutine(types.UniTuple(types.float64, 1))(lambda sample: (0.0,))
+    return tuple_of("sample", *(value_of(name, fields) for name in names))

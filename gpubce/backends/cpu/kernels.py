@@ -23,10 +23,11 @@ from gpubce.spec.primitives import (
     merge_pairs,
     storer,
     strided_offset,
-    subroutine,
     transposer,
 )
-from gpubce.spec.quantities import FIELDS, collector
+from gpubce.spec.quantities import FIELDS, value_of
+from gpubce.spec.recipe import OUTPUTS, ROLES
+from gpubce.spec.subroutines import in_turn, over_lanes, subroutine, tuple_of
 
 # Sums, wherever they lie; "scratch" is what is kept of samples.
 load_real = loader("float64", region="outputs")
@@ -34,13 +35,8 @@ store_real = storer("float64", region="outputs")
 
 
 @subroutine(types.boolean)
-def _absent(addresses, start, lane, scratch):
+def _absent(addresses, start, lane):
     return True
-
-
-@subroutine(types.void)
-def _discard(addresses, start, lane, scratch, value):
-    pass
 
 
 def _reader(key: KernelKey, role: str):
@@ -52,35 +48,40 @@ def _reader(key: KernelKey, role: str):
     return _scalar_reader(storage, k) if key.layouts[k] == SCALAR else _flat_reader(storage, k)
 
 
+@cache
 def _scalar_reader(storage: str, k: int):
     load = loader(storage)
 
     @subroutine(WIDE_TYPES[widened(storage)])
-    def read_scalar(addresses, start, lane, scratch):
+    def read_scalar(addresses, start, lane):
         return load(addresses[k], 0)
 
     return read_scalar
 
 
+@cache
 def _flat_reader(storage: str, k: int):
     load = loader(storage)
 
     @subroutine(WIDE_TYPES[widened(storage)])
-    def read_flat(addresses, start, lane, scratch):
+    def read_flat(addresses, start, lane):
         return load(addresses[k], start + lane)
 
     return read_flat
 
 
-def _writer(key: KernelKey, role: str):
+def _writer(key: KernelKey, output: str):
     """The subroutine that writes one lane of one output."""
-    if role not in key.recipe.outputs:
-        return _discard
-    store, k = storer(key.recipe.stored), key.position(role)
+    return _flat_writer(key.recipe.stored, key.position(output), OUTPUTS.index(output))
+
+
+@cache
+def _flat_writer(storage: str, k: int, which: int):
+    store = storer(storage)
 
     @subroutine(types.void)
-    def write_flat(addresses, start, lane, scratch, value):
-        store(addresses[k], start + lane, value)
+    def write_flat(addresses, start, lane, outputs):
+        store(addresses[k], start + lane, outputs[which])
 
     return write_flat
 
@@ -203,11 +204,6 @@ def _strided_mover(size: int, dimensions: int, slot: int, inwards: bool):
     return move_piece
 
 
-@subroutine(types.void)
-def _move_nothing(addresses, geometry, start, rows, wide, pitch, scratch, room):
-    pass
-
-
 def _stager(memory: Scratch):
     """(bring, find, give): bring a piece of the inputs into scratch, where it may have ``room`` elements; the addresses
     at which the kernel finds all arrays then; give back the outputs' piece.
@@ -215,109 +211,68 @@ def _stager(memory: Scratch):
     Where flat arrays are brought too (``memory.every``), elements are found at the indices from ``start`` on. Elsewhere
     each is found at the index that it has in C order, so a piece of more than one row needs ``pitch == wide``.
     """
-    key, bring, give, find = memory.key, _move_nothing, _move_nothing, None
-    if not memory.staged:
-        return bring, _all_in_place(max(1, len(key.arrays))), give
+    key = memory.key
+    find = []
+    moves: dict[bool, list] = {True: [], False: []}  # Inwards, and back.
     for k, name in enumerate(key.arrays):
         size, before, apart = memory.staged.get(name, (0, 0, 0))
-        find = _found(find, k, size, before, apart)
+        find.append(_found(k, size, before, apart))
         if size:
             inwards = name in key.recipe.roles
             if key.layouts[k] == FLAT:
                 move = _flat_mover(size, inwards)
             else:
                 move = _strided_mover(size, key.dimensions, key.slot(name), inwards)
-            if inwards:
-                bring = _moving(bring, move, k, before, apart)
-            else:
-                give = _moving(give, move, k, before, apart)
-    return bring, find, give
+            moves[inwards].append(_moving(move, k, before, apart))
+    bring, give = (in_turn("addresses geometry start rows wide pitch scratch room", *moves[way]) for way in moves)
+    return bring, tuple_of("addresses start scratch room", *(find or [_found(0, 0, 0, 0)])), give
 
 
 @cache
-def _all_in_place(count: int):
-    """The subroutine that gives the addresses of so many arrays, none of which is in scratch."""
-
-    @subroutine(types.UniTuple(types.int64, count))
-    def as_they_are(addresses, start, scratch, room):
-        return addresses
-
-    return as_they_are
-
-
-def _moving(others, move, k: int, before: int, apart: int):
-    """The subroutine that does what ``others`` does, and moves a piece of array k, which begins ``apart`` bytes behind
-    those that have ``before`` bytes of each element."""
+def _moving(move, k: int, before: int, apart: int):
+    """The subroutine that moves a piece of array k. It begins ``apart`` bytes behind pieces that have ``before`` bytes
+    of each element."""
 
     @subroutine(types.void)
-    def move_pieces(addresses, geometry, start, rows, wide, pitch, scratch, room):
-        others(addresses, geometry, start, rows, wide, pitch, scratch, room)
+    def move_piece(addresses, geometry, start, rows, wide, pitch, scratch, room):
         move(addresses[k], geometry, start, rows, wide, pitch, scratch + before * room + apart)
 
-    return move_pieces
+    return move_piece
 
 
-def _found(others, k: int, size: int, before: int, apart: int):
-    """The subroutine that gives the addresses of the arrays up to k; a ``size`` of 0 leaves it where it is."""
+@cache
+def _found(k: int, size: int, before: int, apart: int):
+    """The subroutine that gives the address of array k; a ``size`` of 0 leaves it where it is."""
 
-    @subroutine(types.UniTuple(types.int64, 1))
-    def own(addresses, start, scratch, room):
-        return (scratch + before * room + apart - start * size,) if size else (addresses[k],)
+    @subroutine(types.int64)
+    def find(addresses, start, scratch, room):
+        return scratch + before * room + apart - start * size if size else addresses[k]
 
-    if others is None:
-        return own
-
-    @subroutine(types.UniTuple(types.int64, k + 1))
-    def all_of_them(addresses, start, scratch, room):
-        return others(addresses, start, scratch, room) + own(addresses, start, scratch, room)
-
-    return all_of_them
-
-
-@subroutine(types.void)
-def _take_nothing(scratch, lane, sample):
-    pass
+    return find
 
 
 @cache
 def _rows_of(fields: tuple[str, ...], real: str, at: int, row: int):
     """(keep, recall): keep these fields of a sample in rows of scratch, in the compute type; give them back."""
-    *others, field = fields
-    PLACE, own = FIELDS.index(field), at + row * len(others)
+    rows = [_row_of(field, real, at + row * number) for number, field in enumerate(fields)]
+    keep = in_turn("scratch lane sample", *(keep for keep, _ in rows))
+    return keep, tuple_of("scratch lane", *(recall for _, recall in rows))
+
+
+@cache
+def _row_of(field: str, real: str, at: int):
+    PLACE = FIELDS.index(field)
     keep_one, recall_one = storer(real, region="scratch"), loader(real, region="scratch")
 
     @subroutine(types.void)
-    def keep_field(scratch, lane, sample):
-        keep_one(scratch + own, lane, sample[PLACE])
-
-    @subroutine(types.UniTuple(WIDE_TYPES[real], 1))
-    def recall_field(scratch, lane):
-        return (recall_one(scratch + own, lane),)
-
-    if not others:
-        return keep_field, recall_field
-    keep_others, recall_others = _rows_of(tuple(others), real, at, row)
-
-    @subroutine(types.void)
     def keep(scratch, lane, sample):
-        keep_others(scratch, lane, sample)
-        keep_field(scratch, lane, sample)
+        keep_one(scratch + at, lane, sample[PLACE])
 
-    @subroutine(types.UniTuple(WIDE_TYPES[real], len(fields)))
+    @subroutine(WIDE_TYPES[real])
     def recall(scratch, lane):
-        return recall_others(scratch, lane) + recall_field(scratch, lane)
+        return recall_one(scratch + at, lane)
 
     return keep, recall
-
-
-@subroutine(types.void)
-def _add_no_pairs(scratch, steps, wide, pairs, apart):
-    pass
-
-
-@subroutine(types.void)
-def _add_no_runs(scratch, runs, outputs, length, pairs, apart):
-    pass
 
 
 def _adders(memory: Scratch):
@@ -328,56 +283,48 @@ def _adders(memory: Scratch):
     The pairs of sum k have their high parts from ``pairs + 2 k apart`` on, their low parts ``apart`` behind them.
     """
     key = memory.key
-    names, real = key.recipe.sums, key.recipe.compute
-    if not names:
-        return _take_nothing, _add_no_pairs, _add_no_runs
-    keep, recall = _rows_of(key.fields, real, memory.kept, memory.field)
-    collectors = [collector((name,), key.fields) for name in names]
+    keep, recall = _rows_of(key.fields, key.recipe.compute, memory.kept, memory.field)
+    values = [value_of(name, key.fields) for name in key.recipe.sums]
     add_element = addition(key.recipe.compensated).add
-    add_steps = _add_no_pairs
-    for k, collect in enumerate(collectors):
-        add_steps = _step_adder(k, add_steps, collect, recall, memory.steps, add_element)
-    if not key.few:
-        return keep, add_steps, _add_no_runs
-    _, recall_turned = _rows_of(key.fields, real, memory.turned, memory.turned_field)
-    add_turned = _add_no_pairs
-    for k, collect in enumerate(collectors):
-        add_turned = _turned_adder(k, add_turned, collect, recall_turned, memory.part, add_element)
-    return keep, add_steps, _run_adder(memory, add_turned)
+    return keep, _step_adder(values, recall, memory.steps, add_element), _run_adder(memory, values, add_element)
 
 
 # Low parts are stored first: then LLVM sees that where elements are added to totals, what is stored is what was loaded.
 
 
-def _step_adder(k: int, before, collect, recall, together: int, add_element):
-    """The subroutine that does what ``before`` does, and adds the samples of sum k, of so many steps at once."""
+def _step_adder(values, recall, together: int, add_element):
+    """The subroutine that adds the samples of so many steps at once, and of those that are left one after the other."""
 
     def several(number: int):
         """The subroutine that adds so many steps to each pair before it goes on to the next one."""
 
-        @subroutine(types.void)
-        def add(scratch, step, wide, highs, lows):
-            for o in range(wide):
-                hi, lo = load_real(highs, o), load_real(lows, o)
-                for more in range(number):
-                    hi, lo = add_element(hi, lo, collect(recall(scratch, (step + more) * wide + o))[0])
-                store_real(lows, o, lo)
-                store_real(highs, o, hi)
+        def adder(k, value):
+            @subroutine(types.void)
+            def add(scratch, step, wide, pairs, apart):
+                highs = pairs + 2 * k * apart
+                lows = highs + apart
+                for o in range(wide):
+                    hi, lo = load_real(highs, o), load_real(lows, o)
+                    for more in range(number):
+                        hi, lo = add_element(hi, lo, value(recall(scratch, (step + more) * wide + o)))
+                    store_real(lows, o, lo)
+                    store_real(highs, o, hi)
 
-        return add
+            return add
+
+        return in_turn("scratch step wide pairs apart", *(adder(k, value) for k, value in enumerate(values)))
 
     add_some, add_one = several(together), several(1)
 
     @subroutine(types.void)
     def add_steps(scratch, steps, wide, pairs, apart):
-        before(scratch, steps, wide, pairs, apart)
-        highs, done = pairs + 2 * k * apart, 0
+        done = 0
         if together > 1:
             done = steps // together * together
             for step in range(0, done, together):
-                add_some(scratch, step, wide, highs, highs + apart)
+                add_some(scratch, step, wide, pairs, apart)
         for step in range(done, steps):
-            add_one(scratch, step, wide, highs, highs + apart)
+            add_one(scratch, step, wide, pairs, apart)
 
     return add_steps
 
@@ -386,19 +333,18 @@ def _step_adder(k: int, before, collect, recall, together: int, add_element):
 # the same element of all runs lies side by side.
 
 
-def _turned_adder(k: int, before, collect, recall, part: int, add_element):
-    """The subroutine that does what ``before`` does, and adds sum k of ``runs`` elements of as many runs, the first of
-    which belongs to output ``o``. They are TURNED, which LLVM is not told: it would unroll the outer loop."""
+def _turned_adder(k: int, value, recall, part: int, add_element):
+    """The subroutine that adds sum k of ``runs`` elements of as many runs, the first of which belongs to output ``o``.
+    They are TURNED, which LLVM is not told: it would unroll the outer loop."""
 
     @subroutine(types.void)
     def add_turned(scratch, runs, outputs, o, pairs):
-        before(scratch, runs, outputs, o, pairs)
         highs = pairs + 2 * k * part
         for t in range(runs):
             own = highs + 8 * TURNED * o
             for run in range(runs):
-                value = collect(recall(scratch, t * TURNED + run))[0]
-                hi, lo = add_element(load_real(own, run), load_real(own + part, run), value)
+                sample = recall(scratch, t * TURNED + run)
+                hi, lo = add_element(load_real(own, run), load_real(own + part, run), value(sample))
                 store_real(own + part, run, lo)
                 store_real(own, run, hi)
             o = o + 1 if o + 1 < outputs else 0
@@ -406,11 +352,18 @@ def _turned_adder(k: int, before, collect, recall, part: int, add_element):
     return add_turned
 
 
-def _run_adder(memory: Scratch, add_turned):
+def _run_adder(memory: Scratch, values, add_element):
     """The subroutine that adds ``runs`` runs, TURNED at most, of ``length`` kept samples each. Their pairs follow one
     another."""
-    key, part, sums = memory.key, memory.part, len(memory.key.recipe.sums)
+    key, part, sums = memory.key, memory.part, len(values)
+    if not key.few:
+        return in_turn("scratch runs outputs length pairs apart")
     fields, size = len(key.fields), key.itemsize
+    _, recall = _rows_of(key.fields, key.recipe.compute, memory.turned, memory.turned_field)
+    add_turned = in_turn(
+        "scratch runs outputs o pairs",
+        *(_turned_adder(k, value, recall, part, add_element) for k, value in enumerate(values)),
+    )
     kept, field, transpose = memory.kept, memory.field, transposer(size)
     turned, turned_field, own_pairs = memory.turned, memory.turned_field, memory.pairs
 
@@ -451,21 +404,6 @@ def _add_alone(address, index, amount):
     _store_count(address, index, _load_count(address, index) + amount)
 
 
-@subroutine(types.void)
-def _place_nowhere(scratch, lane, placed):
-    pass
-
-
-@subroutine(types.void)
-def _add_nothing(histogram, unit, scratch, count):
-    pass
-
-
-@subroutine(types.void)
-def _add_no_rows(histogram, unit, scratch, count, first, wide):
-    pass
-
-
 def _histogram(memory: Scratch):
     """(place, add, add_rows): keep in scratch where one lane of a row falls; then add ``count`` lanes to a histogram,
     or rows of ``wide`` lanes to the histograms from number ``first`` on.
@@ -474,7 +412,8 @@ def _histogram(memory: Scratch):
     """
     key = memory.key
     if not key.recipe.bins:
-        return _place_nowhere, _add_nothing, _add_no_rows
+        arguments = "scratch lane placed", "histogram unit scratch count", "histogram unit scratch count first wide"
+        return tuple(in_turn(names) for names in arguments)
     keep_cell, recall_cell = storer("int32", region="scratch"), loader("int32", region="scratch")
     keep, recall = storer("int64", region="scratch"), loader("int64", region="scratch")
     increase = add_atomically if key.shared else _add_alone
@@ -523,11 +462,9 @@ def _row(memory: Scratch, take):
     """
     key = memory.key
     LOOKS = may_be_hard(key.recipe)
-    prediction, baseline, target = _reader(key, "prediction"), _reader(key, "baseline"), _reader(key, "target")
-    weight, mask, scale = _reader(key, "weight"), _reader(key, "mask"), _reader(key, "scale")
-    pos_weight, label_weight = _reader(key, "pos_weight"), _reader(key, "label_weight")
-    write_loss, write_gradient = _writer(key, "loss"), _writer(key, "gradient")
-    write_hessian = _writer(key, "hessian")
+    target = _reader(key, "target")
+    read = tuple_of("addresses start lane", *(_reader(key, role) for role in ROLES))
+    write = in_turn("addresses start lane outputs", *(_writer(key, output) for output in key.recipe.outputs))
     place, _, _ = _histogram(memory)
 
     def lanes(sample):
@@ -535,33 +472,19 @@ def _row(memory: Scratch, take):
         use."""
 
         @subroutine(types.boolean)
-        def each(start, count, addresses, parameters, ignored, scratch):
-            all_hard = True
-            for lane in range(count):
-                y = target(addresses, start, lane, scratch)
-                if LOOKS:
-                    all_hard = all_hard & ((y == 0) | (y == 1))
-                outputs, known, placed = sample(
-                    True,
-                    prediction(addresses, start, lane, scratch),
-                    baseline(addresses, start, lane, scratch),
-                    y,
-                    weight(addresses, start, lane, scratch),
-                    mask(addresses, start, lane, scratch),
-                    pos_weight(addresses, start, lane, scratch),
-                    label_weight(addresses, start, lane, scratch),
-                    scale(addresses, start, lane, scratch),
-                    parameters,
-                    ignored,
-                )
-                write_loss(addresses, start, lane, scratch, outputs[0])
-                write_gradient(addresses, start, lane, scratch, outputs[1])
-                write_hessian(addresses, start, lane, scratch, outputs[2])
-                place(scratch, lane, placed)
-                take(scratch, lane, known)
-            return all_hard
+        def each(lane, start, addresses, parameters, ignored, scratch):
+            is_hard = True
+            if LOOKS:  # Before the other arrays are read: it holds fewer registers.
+                y = target(addresses, start, lane)
+                is_hard = (y == 0) | (y == 1)
+            inputs = read(addresses, start, lane)
+            outputs, known, placed = sample(True, inputs, parameters, ignored)
+            write(addresses, start, lane, outputs)
+            place(scratch, lane, placed)
+            take(scratch, lane, known)
+            return is_hard
 
-        return each
+        return over_lanes("start addresses parameters ignored scratch", each)
 
     of_all = lanes(element(key.recipe))
     of_hard = lanes(element(key.recipe, hard=True)) if LOOKS else _not_hard
@@ -569,9 +492,9 @@ def _row(memory: Scratch, take):
     @subroutine(types.boolean)
     def row(hard, start, count, addresses, parameters, ignored, scratch):
         if hard:
-            hard = of_hard(start, count, addresses, parameters, ignored, scratch)
+            hard = of_hard(count, start, addresses, parameters, ignored, scratch)
         if not hard:
-            hard = of_all(start, count, addresses, parameters, ignored, scratch)
+            hard = of_all(count, start, addresses, parameters, ignored, scratch)
         return hard
 
     return row
@@ -601,7 +524,7 @@ def _never(addresses):
 
 
 @subroutine(types.boolean)
-def _not_hard(start, count, addresses, parameters, ignored, scratch):
+def _not_hard(count, start, addresses, parameters, ignored, scratch):
     return False
 
 

@@ -23,10 +23,10 @@ from gpubce.spec.primitives import (
     merge_pairs,
     storer,
     strided_offset,
-    subroutine,
 )
 from gpubce.spec.quantities import collector
 from gpubce.spec.recipe import OUTPUTS, ROLES
+from gpubce.spec.subroutines import in_turn, subroutine, tuple_of
 
 inlined = njit(inline="always", error_model="numpy")
 
@@ -53,11 +53,6 @@ def threads(plan: Plan) -> int:
 @subroutine(types.UniTuple(types.boolean, QUAD))
 def _absent(addresses, geometry, index, present):
     return True, True, True, True
-
-
-@subroutine(types.void)
-def _discard(addresses, geometry, index, present, values):
-    pass
 
 
 def _reader(key: KernelKey, role: str, full: bool):
@@ -134,49 +129,46 @@ def _strided_reader(storage: str, k: int, dimensions: int, slot: int):
 
 def _writer(key: KernelKey, role: str, full: bool):
     """The subroutine that writes the QUAD elements from ``index`` on, or as many of them as are present."""
-    if role not in key.recipe.outputs:
-        return _discard
-    k = key.position(role)
+    stored, k, which = key.recipe.stored, key.position(role), OUTPUTS.index(role)
     if key.layouts[k] == FLAT:
-        stored = key.recipe.stored
-        return _aligned_writer(stored, k) if full and key.vector > 1 else _flat_writer(stored, k)
-    return _strided_writer(key.recipe.stored, k, key.dimensions, key.slot(role))
+        return _aligned_writer(stored, k, which) if full and key.vector > 1 else _flat_writer(stored, k, which)
+    return _strided_writer(stored, k, which, key.dimensions, key.slot(role))
 
 
 @cache
-def _aligned_writer(storage: str, k: int):
+def _aligned_writer(storage: str, k: int, which: int):
     store_quad = storer(storage, QUAD)
 
     @subroutine(types.void)
-    def write_aligned(addresses, geometry, index, present, values):
-        store_quad(addresses[k], index, values)
+    def write_aligned(addresses, geometry, index, present, outputs):
+        store_quad(addresses[k], index, outputs[which])
 
     return write_aligned
 
 
 @cache
-def _flat_writer(storage: str, k: int):
+def _flat_writer(storage: str, k: int, which: int):
     store = storer(storage)
 
     @subroutine(types.void)
-    def write_flat(addresses, geometry, index, present, values):
+    def write_flat(addresses, geometry, index, present, outputs):
         for q in range(QUAD):
             if q < present:
-                store(addresses[k], index + q, values[q])
+                store(addresses[k], index + q, outputs[which][q])
 
     return write_flat
 
 
 @cache
-def _strided_writer(storage: str, k: int, dimensions: int, slot: int):
+def _strided_writer(storage: str, k: int, which: int, dimensions: int, slot: int):
     store = storer(storage)
     offset = strided_offset(dimensions, slot)
 
     @subroutine(types.void)
-    def write_strided(addresses, geometry, index, present, values):
+    def write_strided(addresses, geometry, index, present, outputs):
         for q in range(QUAD):
             if q < present:
-                store(addresses[k] + offset(index + q, geometry), 0, values[q])
+                store(addresses[k] + offset(index + q, geometry), 0, outputs[which][q])
 
     return write_strided
 
@@ -241,14 +233,16 @@ def _samples(key: KernelKey, hard: bool):
         for q in range(QUAD):
             outputs, known, placed = sample(
                 q < present,
-                inputs[0][q],
-                inputs[1][q],
-                inputs[2][q],
-                inputs[3][q],
-                inputs[4][q],
-                inputs[5][q],
-                inputs[6][q],
-                inputs[7][q],
+                (
+                    inputs[0][q],
+                    inputs[1][q],
+                    inputs[2][q],
+                    inputs[3][q],
+                    inputs[4][q],
+                    inputs[5][q],
+                    inputs[6][q],
+                    inputs[7][q],
+                ),
                 parameters,
                 ignored,
             )
@@ -289,27 +283,15 @@ def _step(key: KernelKey, full: bool):
     """The subroutine that works on the QUAD elements from ``index`` on, all of them if ``full``, else as many as are
     ``present``: reads them, writes the outputs, and does what :func:`_samples` says."""
     samples = _of_four(key) if full else _samples(key, False)
-    prediction, baseline, target, weight, mask, pos_weight, label_weight, scale = (
-        _reader(key, role, full) for role in ROLES
-    )
-    write_loss, write_gradient, write_hessian = (_writer(key, output, full) for output in OUTPUTS)
+    read = tuple_of("addresses geometry index present", *(_reader(key, role, full) for role in ROLES))
+    writers = [_writer(key, output, full) for output in key.recipe.outputs]
+    write = in_turn("addresses geometry index present outputs", *writers)
 
     @subroutine(types.void)
     def step(index, present, addresses, geometry, parameters, ignored, hi, lo, histogram, apart, unit):
-        inputs = (
-            prediction(addresses, geometry, index, present),
-            baseline(addresses, geometry, index, present),
-            target(addresses, geometry, index, present),
-            weight(addresses, geometry, index, present),
-            mask(addresses, geometry, index, present),
-            pos_weight(addresses, geometry, index, present),
-            label_weight(addresses, geometry, index, present),
-            scale(addresses, geometry, index, present),
-        )
-        losses, gradients, hessians = samples(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit)
-        write_loss(addresses, geometry, index, present, losses)
-        write_gradient(addresses, geometry, index, present, gradients)
-        write_hessian(addresses, geometry, index, present, hessians)
+        inputs = read(addresses, geometry, index, present)
+        outputs = samples(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit)
+        write(addresses, geometry, index, present, outputs)
 
     return step
 

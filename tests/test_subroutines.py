@@ -1,0 +1,118 @@
+"""Functions that kernels call, and how several of them make one."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from numba import njit, types
+from numba.core.codegen import CPUCodeLibrary
+
+from gpubce.spec import subroutines
+from gpubce.spec.primitives import loader, storer
+from gpubce.spec.subroutines import in_turn, over_lanes, subroutine, tuple_of
+
+load, store = loader("float64"), storer("float64")
+
+
+def test_a_subroutine_is_a_function_that_divides_as_ieee_754_says():
+    @subroutine(types.float64)
+    def quotient(a, b):
+        """a / b"""
+        return a / b
+
+    assert (quotient.__name__, quotient.__doc__, quotient.py_func(1.0, 4.0)) == ("quotient", "a / b", 0.25)
+    assert njit(lambda a, b: quotient(a, b))(1.0, 0.0) == math.inf
+
+
+@pytest.mark.parametrize(("inline", "optimised"), [(True, 1), (False, 2)])
+def test_what_is_inlined_is_optimised_with_its_callers_alone(monkeypatch, inline, optimised):
+    seen = []
+    optimise = CPUCodeLibrary._optimize_final_module
+    monkeypatch.setattr(
+        CPUCodeLibrary, "_optimize_final_module", lambda library: (seen.append(library), optimise(library))
+    )
+
+    @subroutine(types.float64, inline)
+    def halved(a):
+        return a / 2
+
+    kernel = njit(types.float64(types.float64))(lambda a: halved(halved(a)))
+    assert (kernel(3.0), len(seen)) == (0.75, optimised)
+
+
+@subroutine(types.void)
+def twice(address, place):
+    store(address, place, 2.0 * load(address, place))
+
+
+@subroutine(types.void)
+def one_more(address, place):
+    store(address, place, 1.0 + load(address, place))
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"), [((), 5.0), ((twice,), 10.0), ((twice, one_more), 11.0), ((one_more, twice, twice), 24.0)]
+)
+def test_subroutines_are_called_one_after_the_other(parts, expected):
+    all_of_them = in_turn("address place", *parts)
+    cells = np.full(3, 5.0)
+    njit(lambda address: all_of_them(address, 1))(cells.ctypes.data)
+    assert [*cells] == [5.0, expected, 5.0]
+
+
+def test_a_tuple_holds_what_each_subroutine_gives_in_its_own_type():
+    half = subroutine(types.float32)(lambda a: np.float32(a / 2))
+    positive = subroutine(types.boolean)(lambda a: a > 0)
+    both, none = tuple_of("a", half, positive), tuple_of("a")
+    assert njit(lambda a: (both(a), none(a)))(3) == ((1.5, True), ())
+
+
+def test_the_same_parts_make_the_same_function():
+    """What calls it is compiled once then."""
+    assert in_turn("address place", twice, one_more) is in_turn("address place", twice, one_more)
+    assert tuple_of("address place", twice) is not tuple_of("address place", one_more)
+
+
+def test_values_are_converted_to_what_a_part_takes():
+    """An intrinsic may ask for a float64 where it is given an integer."""
+    put = in_turn("address place value", store)
+    cells = np.zeros(2)
+    njit(lambda address: put(address, 1, 3))(cells.ctypes.data)
+    assert [*cells] == [0.0, 3.0]
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1, 7, 8, 16, 33, 100])
+@pytest.mark.parametrize("bad", [None, 0, 5, 32])
+def test_all_lanes_are_worked_on_and_tell_whether_all_are_true(count, bad):
+    @subroutine(types.boolean)
+    def halve(lane, address, limit):
+        value = load(address, lane)
+        store(address, lane, value / 2)
+        return value < limit
+
+    halve_all = over_lanes("address limit", halve)
+    cells = np.arange(101.0)
+    limit = 1000.0
+    if bad is not None:
+        cells[bad] = limit
+    before, lanes = cells.copy(), max(0, count)
+    all_below = njit(lambda count, address, limit: halve_all(count, address, limit))(count, cells.ctypes.data, limit)
+    assert all_below == (bad is None or bad >= count)
+    assert np.array_equal(cells[:lanes], before[:lanes] / 2) and np.array_equal(cells[lanes:], before[lanes:])
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_as_many_registers_side_by_side_as_llvm_is_told(monkeypatch, number):
+    monkeypatch.setattr(subroutines, "SIDE_BY_SIDE", {16: number, 32: number})
+
+    @subroutine(types.boolean)
+    def invert(lane, address):
+        store(address, lane, 1.0 / load(address, lane))
+        return True
+
+    invert_all = over_lanes("address", invert)
+    kernel = njit(types.boolean(types.int64, types.int64))(lambda count, address: invert_all(count, address))
+    text = "".join(kernel.inspect_llvm().values())
+    loop = re.search(r"^vector\.body:.*?^  br ", text, re.MULTILINE | re.DOTALL)
+    assert len(re.findall(r" fdiv <", loop[0])) == number

@@ -1,0 +1,45 @@
+"""What Numba compiles for, and what that has."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from gpubce.spec.targets import converts_float16, is_cuda, vector_registers
+
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+
+
+def target(triple: str, cpu: str, features: str = ""):
+    """What Numba hands to code that asks what it compiles for."""
+    return SimpleNamespace(codegen=lambda: SimpleNamespace(magic_tuple=lambda: (triple, cpu, features)))
+
+
+@pytest.mark.parametrize(
+    ("triple", "cpu", "features", "registers"),
+    [
+        (X86, "nehalem", "", 16),
+        (X86, "x86-64-v3", "", 16),
+        (X86, "x86-64-v4", "", 32),
+        (X86, "skylake-avx512", "", 32),
+        (X86, "znver4", "", 32),
+        (X86, "znver4", "-avx512f", 16),
+        (ARM, "neoverse-n1", "", 32),
+    ],
+)
+def test_vector_registers(triple, cpu, features, registers):
+    assert vector_registers(target(triple, cpu, features)) == registers
+
+
+@pytest.mark.parametrize(
+    ("cpu", "features", "converts"), [("nehalem", "", False), ("x86-64-v3", "", True), ("x86-64-v3", "-f16c", False)]
+)
+def test_instructions_for_float16(cpu, features, converts):
+    assert converts_float16(target(X86, cpu, features)) is converts
+
+
+def test_a_gpu_is_no_cpu():
+    class CUDATargetContext:
+        """Has no codegen that a CPU's question could be put to."""
+
+    assert is_cuda(CUDATargetContext()) and converts_float16(CUDATargetContext())
+    assert not is_cuda(target(X86, "nehalem"))
