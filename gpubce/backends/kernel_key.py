@@ -214,7 +214,7 @@ class Scratch:
     @property
     def turned(self) -> int:
         """Where the fields are kept of TURNED elements of as many runs, element by element."""
-        rows = 3 * self.row + self.field if self.key.recipe.bins else 0
+        rows = 3 * self.row if self.key.recipe.bins else 0
         return -(-(self.placed + rows) // CACHE_LINE) * CACHE_LINE
 
     @property

@@ -455,7 +455,8 @@ def _histogram(memory: Scratch):
 
 def _row(memory: Scratch, take):
     """The subroutine that works on the elements [start, start + count), at most one row of lanes: writes the
-    outputs, takes each sample, and keeps what goes into the histogram.
+    outputs, takes each sample, behind the first ``filled`` bytes of the rows of fields, and keeps what goes into the
+    histogram.
 
     ``hard`` says that the last row's targets were all 0 or 1. Then this row's are taken for that, and done once more if
     they are not; what it gives is the ``hard`` of the next row.
@@ -472,7 +473,7 @@ def _row(memory: Scratch, take):
         use."""
 
         @subroutine(types.boolean)
-        def each(lane, start, addresses, parameters, ignored, scratch):
+        def each(lane, start, addresses, parameters, ignored, scratch, filled):
             is_hard = True
             if LOOKS:  # Before the other arrays are read: it holds fewer registers.
                 y = target(addresses, start, lane)
@@ -481,20 +482,20 @@ def _row(memory: Scratch, take):
             outputs, known, placed = sample(True, inputs, parameters, ignored)
             write(addresses, start, lane, outputs)
             place(scratch, lane, placed)
-            take(scratch, lane, known)
+            take(scratch + filled, lane, known)
             return is_hard
 
-        return over_lanes("start addresses parameters ignored scratch", each)
+        return over_lanes("start addresses parameters ignored scratch filled", each)
 
     of_all = lanes(element(key.recipe))
     of_hard = lanes(element(key.recipe, hard=True)) if LOOKS else _not_hard
 
     @subroutine(types.boolean)
-    def row(hard, start, count, addresses, parameters, ignored, scratch):
+    def row(hard, start, count, addresses, parameters, ignored, scratch, filled):
         if hard:
-            hard = of_hard(count, start, addresses, parameters, ignored, scratch)
+            hard = of_hard(count, start, addresses, parameters, ignored, scratch, filled)
         if not hard:
-            hard = of_all(count, start, addresses, parameters, ignored, scratch)
+            hard = of_all(count, start, addresses, parameters, ignored, scratch, filled)
         return hard
 
     return row
@@ -524,7 +525,7 @@ def _never(addresses):
 
 
 @subroutine(types.boolean)
-def _not_hard(count, start, addresses, parameters, ignored, scratch):
+def _not_hard(count, start, addresses, parameters, ignored, scratch, filled):
     return False
 
 
@@ -594,9 +595,8 @@ def whole(key: KernelKey):
                             held = beyond - piece
                             bring(addresses, geometry, piece, 1, held, held, scratch + pieces, room)
                             found = find(addresses, piece, scratch + pieces, room)
-                        here = scratch + size * kept * wide
-                        hard = again & row(hard, start, wide, found, parameters, ignored, here)
-                        add(histogram, unit, here, wide)
+                        hard = again & row(hard, start, wide, found, parameters, ignored, scratch, size * kept * wide)
+                        add(histogram, unit, scratch, wide)
                         kept += 1
                         if kept == steps or r + 1 == rows or start + lanes + wide > n:  # The next row is not as wide.
                             add_steps(scratch, kept, wide, scratch + 8 * left, apart)
@@ -679,9 +679,10 @@ def along_axes(key: KernelKey):
                 done = 0
                 while done < held:
                     taken = min(together, held - done)
-                    here = scratch + size * kept * wide
-                    hard = again & row(hard, start + done * wide, taken * wide, found, parameters, ignored, here)
-                    add_rows(histogram, unit, here, taken * wide, left, wide)
+                    hard = again & row(
+                        hard, start + done * wide, taken * wide, found, parameters, ignored, scratch, size * kept * wide
+                    )
+                    add_rows(histogram, unit, scratch, taken * wide, left, wide)
                     done += taken
                     kept += taken
                     if members == 1 and (kept >= steps or r + done == end):
