@@ -20,6 +20,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
+
 import gpubce
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +147,8 @@ def machine() -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         processor = names[0].partition(":")[2].strip() if names else processor
+    # A virtual machine may say no more than "AMD EPYC", with AVX-512 or without.
+    processor += f" ({llvm.get_host_cpu_name()})"
     return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
 
 
