@@ -144,7 +144,7 @@ TESTS = {
         "tests/test_simulated_device.py",
     ],
     "gpubce/spec/subroutines.py": ["tests/test_subroutines.py", "tests/test_cuda_kernels.py", "tests/test_compile.py"],
-    "gpubce/spec/targets.py": ["tests/test_targets.py", "tests/test_subroutines.py"],
+    "gpubce/spec/processors.py": ["tests/test_processors.py", "tests/test_subroutines.py"],
 }
 """The tests that each module's mutants meet, those that kill most first."""
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from numba import njit, types
 from numba.core.codegen import CPUCodeLibrary
+from numba.core.errors import TypingError
 
 from gpubce.spec import subroutines
-from gpubce.spec.primitives import loader, storer
+from gpubce.spec.primitives import loader, product, storer
 from gpubce.spec.subroutines import in_turn, over_lanes, subroutine, tuple_of
 
 load, store = loader("float64"), storer("float64")
@@ -23,6 +24,21 @@ def test_a_subroutine_is_a_function_that_divides_as_ieee_754_says():
 
     assert (quotient.__name__, quotient.__doc__, quotient.py_func(1.0, 4.0)) == ("quotient", "a / b", 0.25)
     assert njit(lambda a, b: quotient(a, b))(1.0, 0.0) == math.inf
+
+
+def test_a_subroutine_is_compiled_once_however_it_is_called(monkeypatch):
+    """By its name, and as a part of something."""
+    seen = []
+    compile_it = subroutines.compile_internal
+    monkeypatch.setattr(subroutines, "compile_internal", lambda *what: (seen.append(what[3]), compile_it(*what))[1])
+
+    @subroutine(types.float64)
+    def halved(a):
+        return a / 2
+
+    both = tuple_of("a", halved, halved)
+    assert njit(lambda a: (halved(a), both(a)))(3.0) == (1.5, (1.5, 1.5))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(("inline", "optimised"), [(True, 1), (False, 2)])
@@ -80,6 +96,13 @@ def test_values_are_converted_to_what_a_part_takes():
     cells = np.zeros(2)
     njit(lambda address: put(address, 1, 3))(cells.ctypes.data)
     assert [*cells] == [0.0, 3.0]
+
+
+@pytest.mark.parametrize("made", [tuple_of("a b", product), over_lanes("a", product)], ids=["tuple_of", "over_lanes"])
+def test_types_that_a_part_does_not_take_are_a_typing_error(made):
+    """Numba's own, with the line."""
+    with pytest.raises(TypingError, match=made.__name__):
+        njit(lambda a: made(a, 1))(2)
 
 
 @pytest.mark.parametrize("count", [-1, 0, 1, 7, 8, 16, 33, 100])

@@ -473,8 +473,7 @@ def element(recipe: Recipe, hard: bool = False):
             uncertainty = entropy(y)
         other = ZERO
         if BASELINE:
-            as_prediction = baseline, baseline, target, weight, mask, pos_weight, label_weight, scale
-            (other, _, _), _, _ = of_baseline(counted, as_prediction, parameters, ignored)
+            (other, _, _), _, _ = of_baseline(counted, (baseline,) + inputs[1:], parameters, ignored)
         sample = (
             select(counted, ONE, ZERO),
             loss,

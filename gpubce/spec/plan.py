@@ -55,7 +55,7 @@ class Addition(NamedTuple):
 
 
 def addition(compensated: bool) -> Addition:
-    """How elements are added: ``compensated``, as pairs; else as totals, whose low parts are 0."""
+    """How elements are added: ``compensated``, to pairs; else to totals, whose low parts stay as they are."""
     return Addition(add_to_pair, merge_pairs) if compensated else Addition(add_to_total, merge_totals)
 
 

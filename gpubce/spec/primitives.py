@@ -1,6 +1,7 @@
 """The operations from which every element is built: those that IEEE 754 rounds correctly, and bit moves.
 
-They compile unchanged for the CPU and for CUDA, with no device present, as :mod:`gpubce.spec.subroutines` do.
+They compile unchanged for the CPU and for CUDA, with no device present, as the functions of
+:mod:`gpubce.spec.subroutines` do.
 
 The rule that keeps the bits equal: **no multiply feeds an addition**. NVVM fuses such a pair in the PTX and ptxas once
 more after it; LLVM on a CPU does not. Where a rounded product is added, write :func:`product`; where one rounding is
@@ -18,8 +19,8 @@ from numba.extending import intrinsic
 
 from gpubce.spec import plan
 from gpubce.spec.precision import ITEMSIZE, widened
+from gpubce.spec.processors import converts_float16, is_cuda
 from gpubce.spec.subroutines import subroutine
-from gpubce.spec.targets import converts_float16, is_cuda
 
 WIDE_TYPES = {"float32": types.float32, "float64": types.float64, "int64": types.int64}
 """The Numba types in which kernels see stored values."""

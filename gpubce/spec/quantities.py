@@ -200,7 +200,7 @@ def _of_sample(name: str, fields: tuple[str, ...]):
 
 
 @cache
-def value_of(name: str, fields: tuple[str, ...] = FIELDS):
+def value_of(name: str, fields: tuple[str, ...]):
     """The subroutine sample -> the value of a quantity, 0 where not counted. The sample is a tuple of these fields, in
     the compute type; without "counted", it is."""
     value = _of_sample(name, fields)

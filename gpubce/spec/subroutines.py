@@ -1,11 +1,11 @@
 """Functions that kernels call, and how several of them make one.
 
-They compile unchanged for the CPU and for CUDA, with no device present. That holds for Numba intrinsics, for functions
-made with :func:`subroutine`, and for ``inline="always"``; a plain jitted callee would ask for a device.
+They compile for the CPU and, but for :func:`over_lanes`, for CUDA, with no device present. That holds for Numba
+intrinsics, for functions made with :func:`subroutine`, and for ``inline="always"``.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from uuid import uuid4
 
@@ -15,9 +15,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import compile_internal
 from numba.extending import intrinsic
 
-from gpubce.spec.targets import is_cuda, vector_registers
-
-_BY_POSITION = inspect.Parameter.POSITIONAL_OR_KEYWORD
+from gpubce.spec.processors import is_cuda, vector_registers
 
 
 def subroutine(result, inline=True):
@@ -42,6 +40,8 @@ def subroutine(result, inline=True):
             arguments = tuple(types.unliteral(item) for item in argument_types)
 
             def codegen(context, builder, signature, values):
+                # Numba adds the names of arguments where it works a call out, and compiles anew where they differ.
+                signature = signature.replace(pysig=None)
                 compiled = _compiled(context, builder, function, signature, inline)
                 if inline:
                     return context.call_internal(builder, compiled.fndesc, signature, values)
@@ -49,12 +49,7 @@ def subroutine(result, inline=True):
 
             return result(*arguments), codegen
 
-        own = inspect.signature(function).parameters.values()
-        context = inspect.Parameter("typingctx", _BY_POSITION)
-        definition.__signature__ = inspect.Signature([context, *own])
-        definition.__name__ = definition.__qualname__ = function.__name__
-        definition.__doc__ = function.__doc__
-        called = intrinsic(definition)
+        called = _named(definition, function.__name__, inspect.signature(function).parameters, function.__doc__)
         called.py_func = function
         return called
 
@@ -69,19 +64,25 @@ def in_turn(arguments: str, *parts):
     A chain of subroutines, each of which calls the one before, is the same to LLVM; but Numba takes 10 to 60 ms for a
     link, and a kernel of nine sums took 4.1 s to compile that takes 2.7.
     """
-    return _calling(arguments, parts, lambda kinds: types.void, lambda context, *what: context.get_dummy_value())
+    return _calling(
+        "in_turn", arguments, parts, lambda kinds: types.void, lambda context, *what: context.get_dummy_value()
+    )
 
 
 @cache
 def tuple_of(arguments: str, *parts):
     """An intrinsic with these arguments: the tuple of what each of some others gives for them."""
-    return _calling(arguments, parts, types.BaseTuple.from_types, lambda context, *what: context.make_tuple(*what))
+    return _calling(
+        "tuple_of", arguments, parts, types.BaseTuple.from_types, lambda context, *what: context.make_tuple(*what)
+    )
 
 
-def _calling(arguments: str, parts: tuple, result_of: Callable, put_together: Callable):
+def _calling(name: str, arguments: str, parts: tuple, result_of: Callable, put_together: Callable):
     def definition(typingctx, *given):
         given = tuple(types.unliteral(kind) for kind in given)
         called = [part._defn(typingctx, *given) for part in parts]
+        if None in called:  # A part does not take these types: Numba says so, and where.
+            return None
 
         def codegen(context, builder, signature, values):
             results = [_emitted(context, builder, one, given, values) for one in called]
@@ -89,7 +90,7 @@ def _calling(arguments: str, parts: tuple, result_of: Callable, put_together: Ca
 
         return result_of([own.return_type for own, _ in called])(*given), codegen
 
-    return _named(definition, arguments)
+    return _named(definition, name, arguments.split())
 
 
 def _emitted(context, builder, called, kinds, values):
@@ -102,14 +103,14 @@ def over_lanes(arguments: str, body):
     """An intrinsic (count, *arguments), for a CPU: whether ``body(lane, *arguments)`` is True for each lane below the
     count. It is called for all of them.
 
-    LLVM makes a loop over registers of it, and :data:`SIDE_BY_SIDE` says over how many at once. Left alone it took one
-    for nearly all recipes: its estimate of what fits leaves out that the constants of the polynomials, half of what a
-    turn loads, serve all registers of a turn.
+    LLVM makes a loop over registers of it, and :data:`SIDE_BY_SIDE` says over how many at once.
     """
 
     def definition(typingctx, count, *given):
         kinds = (types.int64, *(types.unliteral(kind) for kind in given))
         called = body._defn(typingctx, *kinds)
+        if called is None:
+            return None
 
         def codegen(context, builder, signature, values):
             count, *rest = values
@@ -135,32 +136,31 @@ def over_lanes(arguments: str, body):
 
         return types.boolean(*kinds), codegen
 
-    return _named(definition, f"count {arguments}")
+    return _named(definition, "over_lanes", ("count", *arguments.split()))
 
 
 SIDE_BY_SIDE = {16: 2, 32: 4}
-"""How many vector registers a loop over lanes works on at once, where the CPU has so many.
-
-With 16 (AVX2, Zen 3), two of them take 0.6 to 1.0 of the time that one takes, 0.75 in the mean; four as long, but
-gradients 15% longer. With 32 (AVX-512), by counting instructions: a loss takes 5.3 with one or two, and 4.6 with four.
-Loops that add took up to 15% longer where they were told.
-"""
+"""How many vector registers a loop over lanes works on at once, where the CPU has so many: docs/design.md has what that
+saves. Four of 16 took as long as two, but gradients 15% longer. Loops that add took up to 15% longer where they were
+told."""
 
 
 def _side_by_side(context, latch) -> None:
     """Tell LLVM how many registers the loop that this branch closes works on at once."""
     module, together = latch.parent.module, SIDE_BY_SIDE[vector_registers(context)]
     number = module.add_metadata(["llvm.loop.interleave.count", ir.IntType(32)(together)])
-    # LLVM knows a loop by a node that begins with itself.
-    loop = module.add_metadata([f"loop {id(latch)}", number])
+    # LLVM knows a loop by a node that begins with itself. The text is there because llvmlite keeps equal nodes once.
+    loop = module.add_metadata([f"loop {len(module.metadata)}", number])
     loop.operands = (loop, number)
     latch.set_metadata("llvm.loop", loop)
 
 
-def _named(definition, arguments: str):
-    """The intrinsic of a definition that takes any number of arguments, with names for as many as it has."""
-    names = ("typingctx", *arguments.split())
-    definition.__signature__ = inspect.Signature([inspect.Parameter(name, _BY_POSITION) for name in names])
+def _named(definition, name: str, arguments: Iterable[str], doc: str | None = None):
+    """The intrinsic of a definition that takes any number of arguments: with a name, and with one for each of them."""
+    own = [inspect.Parameter(each, inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in ("typingctx", *arguments)]
+    definition.__signature__ = inspect.Signature(own)
+    definition.__name__ = definition.__qualname__ = name
+    definition.__doc__ = doc
     return intrinsic(definition)
 
 

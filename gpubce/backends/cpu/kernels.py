@@ -212,8 +212,9 @@ def _stager(memory: Scratch):
     each is found at the index that it has in C order, so a piece of more than one row needs ``pitch == wide``.
     """
     key = memory.key
-    find = []
-    moves: dict[bool, list] = {True: [], False: []}  # Inwards, and back.
+    find: list = []
+    bring: list = []
+    give: list = []
     for k, name in enumerate(key.arrays):
         size, before, apart = memory.staged.get(name, (0, 0, 0))
         find.append(_found(k, size, before, apart))
@@ -223,9 +224,22 @@ def _stager(memory: Scratch):
                 move = _flat_mover(size, inwards)
             else:
                 move = _strided_mover(size, key.dimensions, key.slot(name), inwards)
-            moves[inwards].append(_moving(move, k, before, apart))
-    bring, give = (in_turn("addresses geometry start rows wide pitch scratch room", *moves[way]) for way in moves)
-    return bring, tuple_of("addresses start scratch room", *(find or [_found(0, 0, 0, 0)])), give
+            (bring if inwards else give).append(_moving(move, k, before, apart))
+    moved = "addresses geometry start rows wide pitch scratch room"
+    found = tuple_of("addresses start scratch room", *find) if bring or give else _in_place(max(1, len(key.arrays)))
+    return in_turn(moved, *bring), found, in_turn(moved, *give)
+
+
+@cache
+def _in_place(count: int):
+    """The subroutine that gives the addresses of so many arrays, none of which is in scratch. A kernel that has no
+    arrays is given one address."""
+
+    @subroutine(types.UniTuple(types.int64, count))
+    def find_all(addresses, start, scratch, room):
+        return addresses
+
+    return find_all
 
 
 @cache
@@ -251,7 +265,6 @@ def _found(k: int, size: int, before: int, apart: int):
     return find
 
 
-@cache
 def _rows_of(fields: tuple[str, ...], real: str, at: int, row: int):
     """(keep, recall): keep these fields of a sample in rows of scratch, in the compute type; give them back."""
     rows = [_row_of(field, real, at + row * number) for number, field in enumerate(fields)]
@@ -290,6 +303,7 @@ def _adders(memory: Scratch):
 
 
 # Low parts are stored first: then LLVM sees that where elements are added to totals, what is stored is what was loaded.
+# These low parts may hold anything.
 
 
 def _step_adder(values, recall, together: int, add_element):

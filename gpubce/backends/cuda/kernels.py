@@ -127,12 +127,12 @@ def _strided_reader(storage: str, k: int, dimensions: int, slot: int):
     return read_strided
 
 
-def _writer(key: KernelKey, role: str, full: bool):
+def _writer(key: KernelKey, output: str, full: bool):
     """The subroutine that writes the QUAD elements from ``index`` on, or as many of them as are present."""
-    stored, k, which = key.recipe.stored, key.position(role), OUTPUTS.index(role)
+    stored, k, which = key.recipe.stored, key.position(output), OUTPUTS.index(output)
     if key.layouts[k] == FLAT:
         return _aligned_writer(stored, k, which) if full and key.vector > 1 else _flat_writer(stored, k, which)
-    return _strided_writer(stored, k, which, key.dimensions, key.slot(role))
+    return _strided_writer(stored, k, which, key.dimensions, key.slot(output))
 
 
 @cache
@@ -184,16 +184,11 @@ def _put(values, q, value):
     )
 
 
-@subroutine(types.void)
-def _add_nothing(present, histogram, unit, placed):
-    pass
-
-
 @cache
 def _adder(bins: int, quantised: bool):
     """The subroutine that adds what one sample says to a histogram, if there is such a sample."""
     if not bins:
-        return _add_nothing
+        return in_turn("present histogram unit placed")
 
     @subroutine(types.void)
     def add_quanta(present, histogram, unit, placed):
@@ -352,7 +347,7 @@ def whole(key: KernelKey):
             while width > 0:
                 lane = thread
                 while lane < width:
-                    if compensated:
+                    if compensated:  # Totals have no low parts in shared memory.
                         shared_hi[lane], shared_lo[lane] = merge_pairs(
                             shared_hi[lane], shared_lo[lane], shared_hi[lane + width], shared_lo[lane + width]
                         )

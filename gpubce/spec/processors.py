@@ -30,7 +30,8 @@ def _cpu_converts_float16(triple: str, cpu: str, features: str) -> bool:
 
 
 def vector_registers(context) -> int:
-    """How many vector registers a CPU has: 32 with AVX-512 and on ARM, 16 on any other x86."""
+    """How many vector registers a CPU has: 16 on x86, 32 there with AVX-512 (that of Skylake or later) and on all
+    others, which are ARM for Numba."""
     return _cpu_vector_registers(*context.codegen().magic_tuple())
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpubce.spec.targets import converts_float16, is_cuda, vector_registers
+from gpubce.spec.processors import converts_float16, is_cuda, vector_registers
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 
