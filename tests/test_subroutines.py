@@ -86,8 +86,9 @@ def test_a_tuple_holds_what_each_subroutine_gives_in_its_own_type():
 
 def test_the_same_parts_make_the_same_function():
     """What calls it is compiled once then."""
-    assert in_turn("address place", twice, one_more) is in_turn("address place", twice, one_more)
-    assert tuple_of("address place", twice) is not tuple_of("address place", one_more)
+    for made_of in (in_turn, tuple_of):
+        assert made_of("address place", twice, one_more) is made_of("address place", twice, one_more)
+        assert made_of("address place", twice) is not made_of("address place", one_more)
 
 
 def test_values_are_converted_to_what_a_part_takes():

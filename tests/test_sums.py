@@ -140,6 +140,19 @@ def test_a_run_loses_what_the_promise_allows_and_no_more():
         assert 0.99 * tolerances.SUM_RELATIVE * exact < lost < tolerances.SUM_RELATIVE * exact
 
 
+@pytest.mark.parametrize("apart", [1, PLAN.block], ids=["lanes", "blocks"])
+def test_a_tree_keeps_what_each_of_its_steps_rounds_off(apart):
+    """Each adds a little less than half a unit in the last place to the first lane, or to the first block."""
+    steps = [PLAN.lanes >> step for step in range(1, PLAN.lanes.bit_length())]
+    losses = np.zeros(apart * steps[0] + 1)
+    losses[0] = 2.0**59  # Whose last place is 128.
+    losses[[apart * step for step in steps]] = 63.0
+    exact = math.fsum(losses)
+    assert exact - losses[0] > 4 * math.ulp(exact)
+    logits = logits_of(losses)
+    assert abs(float(total(logits, ones(logits))) - exact) <= math.ulp(exact)
+
+
 def test_denormal_losses_are_added(real):
     """Only a weight makes a loss that small: the formulas themselves end at the smallest normal number."""
     logits = hard_data(real)["near the smallest normal"]
