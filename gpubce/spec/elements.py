@@ -19,6 +19,7 @@ Everything is built from the operations of :mod:`gpubce.spec.primitives`, in the
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numba import njit, types
@@ -388,7 +389,13 @@ def _both_sides(recipe: Recipe):
     return both_sides
 
 
-@cache
+def _of_sample(recipe: Recipe) -> Recipe:
+    """The recipe without what a sample has nothing to do with: how its arrays are stored, and what becomes of it."""
+    seen: dict[str, Any] = {role: widened(getattr(recipe, role)) for role in recipe.roles}
+    entropy = tuple(name for name in recipe.sums if name == "target_entropy")
+    return replace(recipe, **seen, outputs=(), sums=entropy)
+
+
 def element(recipe: Recipe, hard: bool = False):
     """The subroutine of one sample that a kernel calls. ``hard`` says that its target is known to be 0 or 1, where the
     recipe :func:`may_be_hard`: the same numbers, with fewer instructions.
@@ -398,6 +405,14 @@ def element(recipe: Recipe, hard: bool = False):
     outputs and the sample follow recipe.OUTPUTS and quantities.FIELDS, in the compute type; histogram.placer gives what
     is placed.
     """
+    of_hard = hard or (recipe.target in INTEGERS and one_sided(recipe))
+    sides = (_one_side if of_hard else _both_sides)(_of_sides(recipe))
+    return _element(_of_sample(recipe), hard, sides)
+
+
+@cache
+def _element(recipe: Recipe, hard: bool, sides):
+    """What :func:`element` gives for such recipes."""
     real = recipe.compute
     number = np.dtype(real).type
     REAL = getattr(types, real)
@@ -420,14 +435,13 @@ def element(recipe: Recipe, hard: bool = False):
     K_UNIT, K_SCALE, K_QUANTA = at["unit"], at["scale"], at["quanta"]
     BASELINE = recipe.baseline is not None
     # The same parameters in the same order.
-    of_baseline = element(replace(recipe, baseline=None, outputs=("loss",), sums=(), bins=0)) if BASELINE else None
+    of_baseline = element(replace(recipe, baseline=None, sums=(), bins=0)) if BASELINE else None
     THRESHOLD, K_THRESHOLD = recipe.threshold, at["threshold"]
     # Integers are 0 or 1, or invalid.
     INTEGER = recipe.target in INTEGERS
     ENTROPY = "target_entropy" in recipe.sums and not INTEGER
     HISTOGRAM = recipe.bins > 0
     place = placer(recipe.bins, recipe.quantised, real)
-    sides = (_one_side if hard or (INTEGER and one_sided(recipe)) else _both_sides)(_of_sides(recipe))
 
     @subroutine(
         types.Tuple((types.UniTuple(REAL, 3), types.UniTuple(REAL, len(FIELDS)), types.UniTuple(types.int64, 3)))
