@@ -115,6 +115,11 @@ def tuple_of(arguments: str, *parts):
     return lambda *given: tuple(part(*given) for part in parts)
 
 
+def of_elements(part, kind, *places: int):
+    """subroutines.of_elements."""
+    return lambda elements: part(*(np.asarray(elements[place]).astype(kind.name) for place in places))
+
+
 PRIMITIVES = SimpleNamespace(
     fma=fused_multiply_add,
     product=product,
@@ -129,7 +134,7 @@ PRIMITIVES = SimpleNamespace(
     loader=loader,
     storer=storer,
 )
-SUBROUTINES = SimpleNamespace(subroutine=lambda result: _plain, tuple_of=tuple_of)
+SUBROUTINES = SimpleNamespace(subroutine=lambda result: _plain, tuple_of=tuple_of, of_elements=of_elements)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numba.core.errors import TypingError
 
 from gpubce.spec import subroutines
 from gpubce.spec.primitives import loader, product, storer
-from gpubce.spec.subroutines import in_turn, over_lanes, subroutine, tuple_of
+from gpubce.spec.subroutines import chosen, in_turn, of_elements, over_lanes, subroutine, tuple_of
 
 load, store = loader("float64"), storer("float64")
 
@@ -29,8 +30,8 @@ def test_a_subroutine_is_a_function_that_divides_as_ieee_754_says():
 def test_a_subroutine_is_compiled_once_however_it_is_called(monkeypatch):
     """By its name, and as a part of something."""
     seen = []
-    compile_it = subroutines.compile_internal
-    monkeypatch.setattr(subroutines, "compile_internal", lambda *what: (seen.append(what[3]), compile_it(*what))[1])
+    compile_it = subroutines.compile_extra
+    monkeypatch.setattr(subroutines, "compile_extra", lambda *what: (seen.append(what[2]), compile_it(*what))[1])
 
     @subroutine(types.float64)
     def halved(a):
@@ -75,6 +76,55 @@ def test_subroutines_are_called_one_after_the_other(parts, expected):
     cells = np.full(3, 5.0)
     njit(lambda address: all_of_them(address, 1))(cells.ctypes.data)
     assert [*cells] == [5.0, expected, 5.0]
+
+
+def test_a_part_may_have_integers_of_its_own():
+    """They come first, and LLVM sees what they are."""
+
+    @subroutine(types.void)
+    def put(place, number, address):
+        store(address, place, float(number))
+
+    put_all = in_turn("address", *(partial(put, place, 3 * place) for place in range(4)))
+    cells = np.full(5, np.nan)
+    njit(lambda address: put_all(address))(cells.ctypes.data)
+    assert np.array_equal(cells, [0.0, 3.0, 6.0, 9.0, np.nan], equal_nan=True)
+
+
+def test_a_part_of_a_tuple_is_given_as_the_type_that_is_wanted():
+    quotient = subroutine(types.float64)(lambda a, b: a / b)
+    nothing = of_elements(subroutine(types.float64)(lambda: 7.0), types.float64)
+    third_by_first = of_elements(quotient, types.float64, 2, 0)
+    given = np.float32(3.0), True, np.int64(1)
+    # As float32 the quotient would be another.
+    assert njit(lambda a, b, c: (third_by_first((a, b, c)), nothing((a,))))(*given) == (1 / 3, 7.0)
+
+
+def test_one_of_a_tuple_is_chosen_and_nothing_raised():
+    choose = njit(types.float64(types.UniTuple(types.float64, 3), types.int64))(lambda few, place: chosen(few, place))
+    assert [choose((1.0, math.nan, 3.0), place) for place in (0, 2)] == [1.0, 3.0]
+    assert math.isnan(choose((1.0, math.nan, 3.0), 1))
+    assert "IndexError" not in "".join(choose.inspect_llvm().values())
+
+
+def test_kernels_go_through_all_passes_that_find_something(monkeypatch):
+    """The others leave the machine code as it is."""
+
+    def assembly():
+        @subroutine(types.float64)
+        def norm(values, both):
+            total = 0.0
+            for k in range(3):
+                if both:
+                    total += values[0] * values[1] / (k + 1)
+            return total
+
+        kernel = njit(types.float64(types.UniTuple(types.float64, 2)))(lambda values: norm(values, True))
+        return re.sub(r"\d+", "", "".join(kernel.inspect_llvm().values()))
+
+    few = assembly()
+    monkeypatch.setattr(subroutines, "_NOTHING_TO_DO", {})
+    assert assembly() == few
 
 
 def test_a_tuple_holds_what_each_subroutine_gives_in_its_own_type():

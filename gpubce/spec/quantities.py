@@ -10,11 +10,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import types
 
 from gpubce.spec.primitives import product, select
-from gpubce.spec.subroutines import subroutine, tuple_of
+from gpubce.spec.subroutines import of_elements, subroutine, tuple_of
 
 FIELDS = (
     "counted",
@@ -182,28 +181,10 @@ def invalid(invalid):
 
 
 @cache
-def _of_sample(name: str, fields: tuple[str, ...]):
-    """The subroutine sample -> the value of a quantity, where the sample is a tuple of these fields. Numba wants every
-    argument written out: there are lines for at most four."""
-    value, places = QUANTITIES[name], [fields.index(field) for field in needed(name)]
-    A, B, C, D = (*places, *[0] * (4 - len(places)))
-    of_one = {
-        0: lambda sample: value(),
-        1: lambda sample: value(np.float64(sample[A])),
-        2: lambda sample: value(np.float64(sample[A]), np.float64(sample[B])),
-        3: lambda sample: value(np.float64(sample[A]), np.float64(sample[B]), np.float64(sample[C])),
-        4: lambda sample: value(
-            np.float64(sample[A]), np.float64(sample[B]), np.float64(sample[C]), np.float64(sample[D])
-        ),
-    }
-    return one_number(of_one[len(places)])
-
-
-@cache
 def value_of(name: str, fields: tuple[str, ...]):
     """The subroutine sample -> the value of a quantity, 0 where not counted. The sample is a tuple of these fields, in
     the compute type; without "counted", it is."""
-    value = _of_sample(name, fields)
+    value = of_elements(QUANTITIES[name], types.float64, *(fields.index(field) for field in needed(name)))
     if "counted" not in fields:
         return value
     COUNTED = fields.index("counted")

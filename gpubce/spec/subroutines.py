@@ -12,7 +12,8 @@ from uuid import uuid4
 from llvmlite import ir
 from numba import types
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import compile_internal
+from numba.core.compiler import CompilerBase, DefaultPassBuilder, compile_extra
+from numba.core.compiler_machinery import PassManager
 from numba.extending import intrinsic
 
 from gpubce.spec.processors import is_cuda, vector_registers
@@ -78,17 +79,24 @@ def tuple_of(arguments: str, *parts):
 
 
 def _calling(name: str, arguments: str, parts: tuple, result_of: Callable, put_together: Callable):
+    """The intrinsic that calls them. A ``partial`` of one is called with its integers first."""
+    first = [part.args if isinstance(part, partial) else () for part in parts]
+    alone = [part.func if isinstance(part, partial) else part for part in parts]
+
     def definition(typingctx, *given):
-        given = tuple(types.unliteral(kind) for kind in given)
-        called = [part._defn(typingctx, *given) for part in parts]
+        kinds = [(*[types.int64] * len(numbers), *map(types.unliteral, given)) for numbers in first]
+        called = [part._defn(typingctx, *own) for part, own in zip(alone, kinds, strict=True)]
         if None in called:  # A part does not take these types: Numba says so, and where.
             return None
 
         def codegen(context, builder, signature, values):
-            results = [_emitted(context, builder, one, given, values) for one in called]
+            results = [
+                _emitted(context, builder, one, own, (*map(ir.IntType(64), numbers), *values))
+                for one, own, numbers in zip(called, kinds, first, strict=True)
+            ]
             return put_together(context, builder, signature.return_type, results)
 
-        return result_of([own.return_type for own, _ in called])(*given), codegen
+        return result_of([own.return_type for own, _ in called])(*map(types.unliteral, given)), codegen
 
     return _named(definition, name, arguments.split())
 
@@ -97,6 +105,42 @@ def _emitted(context, builder, called, kinds, values):
     """The call of an intrinsic, of which Numba has worked out (its signature, what emits it)."""
     own, emit = called
     return emit(context, builder, own, tuple(map(partial(context.cast, builder), values, kinds, own.args)))
+
+
+@cache
+def of_elements(part, kind: types.Type, *places: int):
+    """An intrinsic (elements): it calls another with the elements of a tuple at these places, as this ``kind`` of
+    number."""
+
+    def definition(typingctx, elements):
+        called = part._defn(typingctx, *(kind,) * len(places))
+
+        def codegen(context, builder, signature, values):
+            own = [
+                context.cast(builder, builder.extract_value(values[0], place), elements[place], kind)
+                for place in places
+            ]
+            return _emitted(context, builder, called, called[0].args, own)
+
+        return called[0].return_type(elements), codegen
+
+    return _named(definition, "of_elements", ["elements"])
+
+
+@intrinsic
+def chosen(typingctx, elements, place):
+    """Element ``place`` of a tuple of numbers. Numba's own way, ``elements[place]``, raises where there is none, and
+    would keep kernels from the disk."""
+
+    def codegen(context, builder, signature, values):
+        elements, place = values
+        result = builder.extract_value(elements, 0)
+        for number in range(1, signature.args[0].count):
+            here = builder.icmp_signed("==", place, place.type(number))
+            result = builder.select(here, builder.extract_value(elements, number), result)
+        return result
+
+    return elements.dtype(elements, types.int64), codegen
 
 
 def over_lanes(arguments: str, body):
@@ -164,6 +208,34 @@ def _named(definition, name: str, arguments: Iterable[str], doc: str | None = No
     return intrinsic(definition)
 
 
+_NOTHING_TO_DO = {
+    "inline_closure_likes",
+    "make_function_op_code_to_jit_function",
+    "with_lifting",
+    "find_literally",
+    "literal_unroll",
+    "LiteralPropagation",
+    "inline_overloads",
+    "nopython_rewrites",
+    "dump_parfor_diagnostics",
+}
+
+
+class FewPasses(CompilerBase):
+    """Numba's compiler for a CPU, without the passes that are for closures, literals, whole arrays and parallel loops.
+    Kernels have none of these: a pass would find nothing, and the function was analysed anew behind each. That took 7%
+    of the time to compile."""
+
+    def define_pipelines(self):
+        """Numba's passes, but for those."""
+        passes = PassManager("nopython")
+        for each, what in DefaultPassBuilder.define_nopython_pipeline(self.state).passes:
+            if each.name() not in _NOTHING_TO_DO:
+                passes.add_pass(each, what)
+        passes.finalize()
+        return [passes]
+
+
 class _Inlined(JITCodeLibrary):
     """What is inlined wherever it is called. As a module it is optimised, and made machine code of, with its callers
     alone: Numba does both for each function by itself too, and ten kernels took 11 s to compile that take 8."""
@@ -187,8 +259,8 @@ def _compiled(context, builder, function, signature, inline):
     if key not in known:
         flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
         own = _Inlined(context.codegen(), function.__name__)
-        known[key] = compile_internal(
-            context.typing_context, context, own, function, signature.args, signature.return_type, flags, {}
+        known[key] = compile_extra(
+            context.typing_context, context, function, signature.args, signature.return_type, flags, {}, own, FewPasses
         )
     library.add_linking_library(known[key].library)
     return known[key]

@@ -3,7 +3,7 @@
 Everything in memory is an address. ``scratch`` is private to the calling thread; kernel_key.Scratch says what is where.
 """
 
-from functools import cache
+from functools import cache, partial
 
 from numba import types
 
@@ -25,9 +25,9 @@ from gpubce.spec.primitives import (
     strided_offset,
     transposer,
 )
-from gpubce.spec.quantities import FIELDS, value_of
+from gpubce.spec.quantities import FIELDS, collector
 from gpubce.spec.recipe import OUTPUTS, ROLES
-from gpubce.spec.subroutines import in_turn, over_lanes, subroutine, tuple_of
+from gpubce.spec.subroutines import chosen, in_turn, over_lanes, subroutine, tuple_of
 
 # Sums, wherever they lie; "scratch" is what is kept of samples.
 load_real = loader("float64", region="outputs")
@@ -171,33 +171,45 @@ def _flat_mover(size: int, inwards: bool):
 
 
 @cache
-def _strided_mover(size: int, dimensions: int, slot: int, inwards: bool):
-    """The subroutine that moves a piece of a strided array. It looks for tiles, of the two last axes: whole lines of
-    the last one where rows follow one another, else parts of it as long as a row."""
-    move_tile, offset = _tile_mover(size, inwards), strided_offset(dimensions, slot)
+def _tile_finder(dimensions: int):
+    """The subroutine that looks for the tile that begins with element ``done`` of a piece: the element's index in C
+    order, rows and columns. Tiles are of the two last axes: whole lines of the last one where rows follow one another,
+    else parts of it as long as a row."""
     innermost = dimensions - 1
     outer = max(0, dimensions - 2)
-    step, outer_step = dimensions * (1 + slot) + innermost, dimensions * (1 + slot) + outer
     PLANE = dimensions > 1
+
+    @subroutine(types.UniTuple(types.int64, 3))
+    def find_tile(done, geometry, start, rows, wide, pitch):
+        inner, count, in_order = geometry[innermost], rows * wide, pitch == wide
+        row = done // wide
+        index = start + row * pitch + (done - row * wide)
+        place = index % inner
+        columns = min(inner - place, count - done if in_order else (row + 1) * wide - done)
+        tall = 1
+        if PLANE:
+            below = geometry[outer] - index // inner % geometry[outer]
+            if in_order and columns == inner:
+                tall = min(below, (count - done) // inner)
+            elif pitch == inner and columns == wide:
+                tall = min(below, rows - row)
+        return index, tall, columns
+
+    return find_tile
+
+
+@cache
+def _strided_mover(size: int, dimensions: int, inwards: bool):
+    """The subroutine that moves a piece of a strided array. Its ``geometry`` has the strides of this one alone."""
+    move_tile, find_tile, offset = _tile_mover(size, inwards), _tile_finder(dimensions), strided_offset(dimensions, 0)
+    step, outer_step = 2 * dimensions - 1, max(dimensions, 2 * dimensions - 2)
 
     @subroutine(types.void)
     def move_piece(there, geometry, start, rows, wide, pitch, here):
-        inner = geometry[innermost]
         across, down = geometry[step], geometry[outer_step]
-        count, in_order = rows * wide, pitch == wide
         done = 0
-        while done < count:
-            row = done // wide
-            index = start + row * pitch + (done - row * wide)
-            place = index % inner
-            columns = min(inner - place, count - done if in_order else (row + 1) * wide - done)
-            tall = 1
-            if PLANE:
-                below = geometry[outer] - index // inner % geometry[outer]
-                if in_order and columns == inner:
-                    tall = min(below, (count - done) // inner)
-                elif pitch == inner and columns == wide:
-                    tall = min(below, rows - row)
+        while done < rows * wide:
+            index, tall, columns = find_tile(done, geometry, start, rows, wide, pitch)
             move_tile(there + offset(index, geometry), down, across, here + done * size, columns * size, tall, columns)
             done += tall * columns
 
@@ -223,7 +235,7 @@ def _stager(memory: Scratch):
             if key.layouts[k] == FLAT:
                 move = _flat_mover(size, inwards)
             else:
-                move = _strided_mover(size, key.dimensions, key.slot(name), inwards)
+                move = _of_one(_strided_mover(size, key.dimensions, inwards), key.dimensions, key.slot(name))
             (bring if inwards else give).append(_moving(move, k, before, apart))
     moved = "addresses geometry start rows wide pitch scratch room"
     found = tuple_of("addresses start scratch room", *find) if bring or give else _in_place(max(1, len(key.arrays)))
@@ -240,6 +252,18 @@ def _in_place(count: int):
         return addresses
 
     return find_all
+
+
+@cache
+def _of_one(move, dimensions: int, slot: int):
+    """The mover of a strided array, which is given the geometry of all."""
+    first, end = dimensions * (1 + slot), dimensions * (2 + slot)
+
+    @subroutine(types.void)
+    def move_piece(there, geometry, start, rows, wide, pitch, here):
+        move(there, geometry[:dimensions] + geometry[first:end], start, rows, wide, pitch, here)
+
+    return move_piece
 
 
 @cache
@@ -297,38 +321,34 @@ def _adders(memory: Scratch):
     """
     key = memory.key
     keep, recall = _rows_of(key.fields, key.recipe.compute, memory.kept, memory.field)
-    values = [value_of(name, key.fields) for name in key.recipe.sums]
+    sums, collect = len(key.recipe.sums), collector(key.recipe.sums, key.fields)
     add_element = addition(key.recipe.compensated).add
-    return keep, _step_adder(values, recall, memory.steps, add_element), _run_adder(memory, values, add_element)
+    add_steps = _step_adder(sums, collect, recall, memory.steps, add_element)
+    return keep, add_steps, _run_adder(memory, collect, add_element)
 
 
 # Low parts are stored first: then LLVM sees that where elements are added to totals, what is stored is what was loaded.
 # These low parts may hold anything.
 
 
-def _step_adder(values, recall, together: int, add_element):
+@cache
+def _step_adder(sums: int, collect, recall, together: int, add_element):
     """The subroutine that adds the samples of so many steps at once, and of those that are left one after the other."""
 
-    def several(number: int):
-        """The subroutine that adds so many steps to each pair before it goes on to the next one."""
+    @subroutine(types.void)
+    def add(k, scratch, step, number, wide, pairs, apart):
+        """Add ``number`` steps to each pair of sum k before the next one."""
+        highs = pairs + 2 * k * apart
+        lows = highs + apart
+        for o in range(wide):
+            hi, lo = load_real(highs, o), load_real(lows, o)
+            for more in range(number):
+                value = chosen(collect(recall(scratch, (step + more) * wide + o)), k)
+                hi, lo = add_element(hi, lo, value)
+            store_real(lows, o, lo)
+            store_real(highs, o, hi)
 
-        def adder(k, value):
-            @subroutine(types.void)
-            def add(scratch, step, wide, pairs, apart):
-                highs = pairs + 2 * k * apart
-                lows = highs + apart
-                for o in range(wide):
-                    hi, lo = load_real(highs, o), load_real(lows, o)
-                    for more in range(number):
-                        hi, lo = add_element(hi, lo, value(recall(scratch, (step + more) * wide + o)))
-                    store_real(lows, o, lo)
-                    store_real(highs, o, hi)
-
-            return add
-
-        return in_turn("scratch step wide pairs apart", *(adder(k, value) for k, value in enumerate(values)))
-
-    add_some, add_one = several(together), several(1)
+    add_all = in_turn("scratch step number wide pairs apart", *(partial(add, k) for k in range(sums)))
 
     @subroutine(types.void)
     def add_steps(scratch, steps, wide, pairs, apart):
@@ -336,9 +356,9 @@ def _step_adder(values, recall, together: int, add_element):
         if together > 1:
             done = steps // together * together
             for step in range(0, done, together):
-                add_some(scratch, step, wide, pairs, apart)
+                add_all(scratch, step, together, wide, pairs, apart)
         for step in range(done, steps):
-            add_one(scratch, step, wide, pairs, apart)
+            add_all(scratch, step, 1, wide, pairs, apart)
 
     return add_steps
 
@@ -347,18 +367,18 @@ def _step_adder(values, recall, together: int, add_element):
 # the same element of all runs lies side by side.
 
 
-def _turned_adder(k: int, value, recall, part: int, add_element):
+def _turned_adder(collect, recall, part: int, add_element):
     """The subroutine that adds sum k of ``runs`` elements of as many runs, the first of which belongs to output ``o``.
     They are TURNED, which LLVM is not told: it would unroll the outer loop."""
 
     @subroutine(types.void)
-    def add_turned(scratch, runs, outputs, o, pairs):
+    def add_turned(k, scratch, runs, outputs, o, pairs):
         highs = pairs + 2 * k * part
         for t in range(runs):
             own = highs + 8 * TURNED * o
             for run in range(runs):
-                sample = recall(scratch, t * TURNED + run)
-                hi, lo = add_element(load_real(own, run), load_real(own + part, run), value(sample))
+                value = chosen(collect(recall(scratch, t * TURNED + run)), k)
+                hi, lo = add_element(load_real(own, run), load_real(own + part, run), value)
                 store_real(own + part, run, lo)
                 store_real(own, run, hi)
             o = o + 1 if o + 1 < outputs else 0
@@ -366,18 +386,16 @@ def _turned_adder(k: int, value, recall, part: int, add_element):
     return add_turned
 
 
-def _run_adder(memory: Scratch, values, add_element):
+def _run_adder(memory: Scratch, collect, add_element):
     """The subroutine that adds ``runs`` runs, TURNED at most, of ``length`` kept samples each. Their pairs follow one
     another."""
-    key, part, sums = memory.key, memory.part, len(values)
+    key, part, sums = memory.key, memory.part, len(memory.key.recipe.sums)
     if not key.few:
         return in_turn("scratch runs outputs length pairs apart")
     fields, size = len(key.fields), key.itemsize
     _, recall = _rows_of(key.fields, key.recipe.compute, memory.turned, memory.turned_field)
-    add_turned = in_turn(
-        "scratch runs outputs o pairs",
-        *(_turned_adder(k, value, recall, part, add_element) for k, value in enumerate(values)),
-    )
+    add_turned = _turned_adder(collect, recall, part, add_element)
+    add_all = in_turn("scratch runs outputs o pairs", *(partial(add_turned, k) for k in range(sums)))
     kept, field, transpose = memory.kept, memory.field, transposer(size)
     turned, turned_field, own_pairs = memory.turned, memory.turned_field, memory.pairs
 
@@ -398,7 +416,7 @@ def _run_adder(memory: Scratch, values, add_element):
                     TURNED,
                     TURNED,
                 )
-            add_turned(scratch, runs, outputs, o, own)
+            add_all(scratch, runs, outputs, o, own)
             o = (o + TURNED) % outputs
         for place in range(2 * sums):
             for run in range(runs):
@@ -591,7 +609,7 @@ def whole(key: KernelKey):
         first, last, room, n, addresses, geometry, parameters, ignored, scratch, partials, count, histogram, unit
     ):
         hard = again = can_repeat(addresses)
-        piece = beyond = 0
+        piece = beyond = first * block_size
         found = find(addresses, piece, scratch + pieces, room)
         for block in range(first, last):
             for k in range(sums):
