@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
+from gpubce.spec.elements import element
 from gpubce.spec.job import Pass
 from gpubce.spec.plan import PLAN
 from gpubce.spec.recipe import PARAMETERS, ROLES, Recipe
@@ -43,6 +44,21 @@ def test_fields_say_what_differs():
     assert str(changed) == "Recipe(space='probability', sums=('loss',), bins=64)"
     assert eval(str(changed), {"Recipe": Recipe}) == changed
     assert [field.name for field in fields(Recipe) if f"{field.name}=" in str(changed)] == ["space", "sums", "bins"]
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_kernels_share_a_sample_however_they_store_and_whatever_they_sum(hard):
+    """What is compiled for one need not be for the other."""
+    sample = element(Recipe(), hard)
+    for same in (
+        {"prediction": "bfloat16"},
+        {"target": "float16"},
+        {"outputs": ("gradient",)},
+        {"sums": ("loss", "positives", "weight")},
+    ):
+        assert element(replace(Recipe(), **same), hard) is sample, same
+    for other in ({"target": "float64"}, {"sums": ("target_entropy",)}, {"mask": "bool"}, {"scaled": True}, {"bins": 8}):
+        assert element(replace(Recipe(), **other), hard) is not sample, other
 
 
 @pytest.mark.parametrize(
