@@ -139,6 +139,8 @@ def test_the_same_parts_make_the_same_function():
     for made_of in (in_turn, tuple_of):
         assert made_of("address place", twice, one_more) is made_of("address place", twice, one_more)
         assert made_of("address place", twice) is not made_of("address place", one_more)
+    assert of_elements(product, types.float64, 0, 1) is of_elements(product, types.float64, 0, 1)
+    assert of_elements(product, types.float64, 0, 1) is not of_elements(product, types.float64, 1, 0)
 
 
 def test_values_are_converted_to_what_a_part_takes():
