@@ -57,7 +57,13 @@ def test_kernels_share_a_sample_however_they_store_and_whatever_they_sum(hard):
         {"sums": ("loss", "positives", "weight")},
     ):
         assert element(replace(Recipe(), **same), hard) is sample, same
-    for other in ({"target": "float64"}, {"sums": ("target_entropy",)}, {"mask": "bool"}, {"scaled": True}, {"bins": 8}):
+    for other in (
+        {"target": "float64"},
+        {"sums": ("target_entropy",)},
+        {"mask": "bool"},
+        {"scaled": True},
+        {"bins": 8},
+    ):
         assert element(replace(Recipe(), **other), hard) is not sample, other
 
 

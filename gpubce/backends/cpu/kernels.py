@@ -609,6 +609,7 @@ def whole(key: KernelKey):
         first, last, room, n, addresses, geometry, parameters, ignored, scratch, partials, count, histogram, unit
     ):
         hard = again = can_repeat(addresses)
+        # Of no element yet. A 0 is a literal, and Numba infers all types once more for each loop around one.
         piece = beyond = first * block_size
         found = find(addresses, piece, scratch + pieces, room)
         for block in range(first, last):
