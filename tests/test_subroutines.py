@@ -158,6 +158,12 @@ def test_types_that_a_part_does_not_take_are_a_typing_error(made):
         njit(lambda a: made(a, 1))(2)
 
 
+def test_a_type_that_a_part_does_not_take_is_one_for_elements_too():
+    made = of_elements(product, types.int64, 0, 1)
+    with pytest.raises(TypingError, match="of_elements"):
+        njit(lambda a: made((a, a)))(2)
+
+
 @pytest.mark.parametrize("count", [-1, 0, 1, 7, 8, 16, 33, 100])
 @pytest.mark.parametrize("bad", [None, 0, 5, 32])
 def test_all_lanes_are_worked_on_and_tell_whether_all_are_true(count, bad):

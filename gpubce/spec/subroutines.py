@@ -84,7 +84,8 @@ def _calling(name: str, arguments: str, parts: tuple, result_of: Callable, put_t
     alone = [part.func if isinstance(part, partial) else part for part in parts]
 
     def definition(typingctx, *given):
-        kinds = [(*[types.int64] * len(numbers), *map(types.unliteral, given)) for numbers in first]
+        given = tuple(map(types.unliteral, given))
+        kinds = [(*[types.int64] * len(numbers), *given) for numbers in first]
         called = [part._defn(typingctx, *own) for part, own in zip(alone, kinds, strict=True)]
         if None in called:  # A part does not take these types: Numba says so, and where.
             return None
@@ -96,7 +97,7 @@ def _calling(name: str, arguments: str, parts: tuple, result_of: Callable, put_t
             ]
             return put_together(context, builder, signature.return_type, results)
 
-        return result_of([own.return_type for own, _ in called])(*map(types.unliteral, given)), codegen
+        return result_of([own.return_type for own, _ in called])(*given), codegen
 
     return _named(definition, name, arguments.split())
 
@@ -114,13 +115,12 @@ def of_elements(part, kind: types.Type, *places: int):
 
     def definition(typingctx, elements):
         called = part._defn(typingctx, *(kind,) * len(places))
+        if called is None:
+            return None
 
         def codegen(context, builder, signature, values):
-            own = [
-                context.cast(builder, builder.extract_value(values[0], place), elements[place], kind)
-                for place in places
-            ]
-            return _emitted(context, builder, called, called[0].args, own)
+            own = [builder.extract_value(values[0], place) for place in places]
+            return _emitted(context, builder, called, [elements[place] for place in places], own)
 
         return called[0].return_type(elements), codegen
 
