@@ -12,7 +12,7 @@ from numba.core.errors import TypingError
 
 from gpubce.spec import subroutines
 from gpubce.spec.primitives import loader, product, storer
-from gpubce.spec.subroutines import chosen, in_turn, of_elements, over_lanes, subroutine, tuple_of
+from gpubce.spec.subroutines import KernelCompiler, chosen, in_turn, of_elements, over_lanes, subroutine, tuple_of
 
 load, store = loader("float64"), storer("float64")
 
@@ -125,6 +125,20 @@ def test_kernels_go_through_all_passes_that_find_something(monkeypatch):
     few = assembly()
     monkeypatch.setattr(subroutines, "_NOTHING_TO_DO", {})
     assert assembly() == few
+
+
+def test_every_function_of_a_kernel_asks_for_whole_registers(monkeypatch):
+    """LLVM would take half of 512 bits on some processors. tests/test_cpu_code.py has what it makes of the wish."""
+    seen = []
+    add = CPUCodeLibrary.add_ir_module
+    monkeypatch.setattr(
+        CPUCodeLibrary, "add_ir_module", lambda library, module: (seen.append(str(module)), add(library, module))
+    )
+    inner, outer = (subroutine(types.float64, inline)(lambda a: a / 2) for inline in (True, False))
+    njit(types.float64(types.float64), pipeline_class=KernelCompiler)(lambda a: outer(inner(a)))
+    defined = [line for module in seen for line in module.splitlines() if line.startswith("define")]
+    assert len(defined) > 2
+    assert all('"prefer-vector-width"="512"' in line for line in defined)
 
 
 def test_a_tuple_holds_what_each_subroutine_gives_in_its_own_type():

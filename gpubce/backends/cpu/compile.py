@@ -17,7 +17,7 @@ from gpubce.backends.kernel_key import KernelKey, SettleKey
 from gpubce.backends.signatures import INDEX as _I
 from gpubce.backends.signatures import SETTLEMENT, element_arguments
 from gpubce.spec.plan import Plan
-from gpubce.spec.subroutines import FewPasses
+from gpubce.spec.subroutines import KernelCompiler
 
 _known: dict[tuple[Callable, Any], Any] = {}
 """Every kernel of this process."""
@@ -75,7 +75,7 @@ def _compiled(function, kind: str, key: object, signature: tuple):
     # of few sums. Others took up to 5 MB for each: 14 sums of few labels between 80 and 100.
     sums = len(key.recipe.sums) if isinstance(key, KernelKey) else 0
     require_memory((32 if _known else 160) + 5 * sums, "compiling a kernel")
-    dispatcher = njit(nogil=True, error_model="numpy", pipeline_class=FewPasses)(named(function, kind, key))
+    dispatcher = njit(nogil=True, error_model="numpy", pipeline_class=KernelCompiler)(named(function, kind, key))
     keep_on_disk(dispatcher, _LoadedAsItIs)
     dispatcher.compile(signature)
     dispatcher.disable_compile()
