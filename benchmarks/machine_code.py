@@ -138,6 +138,7 @@ KERNELS = {
     "gradient and hessian": _entry(**_DERIVATIVES),
     "state": _entry(sums=("loss", "count", "invalid")),
     "evaluator": _entry(sums=_EVALUATOR),
+    "evaluator, targets of 0 and 1": _entry(sums=_EVALUATOR, hard=True),
     "evaluator, weight": _entry(sums=_EVALUATOR, weight="float32"),
     **_entries("all metrics", sums=_EVERYTHING, threshold=True, weight="float32"),
     **_entries("all metrics by label", kind="along_axes", sums=_EVERYTHING, threshold=True, weight="float32"),
@@ -197,6 +198,7 @@ KERNELS = {
     "the sums before a gradient": _entry(prediction=None, weight="float32", sums=("positives",)),
     # Probabilities.
     "probability, loss": _entry(**_PROBABILITY),
+    "probability, loss, targets of 0 and 1": _entry(**_PROBABILITY, hard=True),
     "probability, gradient": _entry(**_PROBABILITY, **_GRADIENT),
     "probability, evaluator": _entry(**_PROBABILITY, sums=_EVALUATOR),
     "probability, exact, derivatives": _entry(space=PROBABILITY, **_DERIVATIVES),

@@ -57,6 +57,8 @@ ONE_SIDED = {
     "weights": ({"reduction": "none", "pos_weight": 3.0}, {"weight": "float32"}),
     "ignored": ({"reduction": "sum", "ignore_index": 0}, {"mask": "full"}),
     "each label": ({"axis": 0}, {}),
+    "probabilities": ({"from_logits": False, "reduction": "none"}, {"weight": "float32"}),
+    "probabilities, each label": ({"from_logits": False, "axis": 0}, {}),
 }
 """What is computed of one side where a target is 0 or 1: (options, arrays)."""
 
@@ -66,7 +68,7 @@ ONE_SIDED = {
 def test_the_other_side_of_a_hard_target_is_not_missed(name):
     """Integers have it left out everywhere; of floating-point targets, those of a CUDA thread that are all 0 or 1."""
     options, others = ONE_SIDED[name]
-    case = Case((("from_logits", True), *options.items()), shape=(9, 29), hard=True, **others)
+    case = Case(tuple({"from_logits": True, **options}.items()), shape=(9, 29), hard=True, **others)
     expected = backends.cpu(case, backends.SMALL_PLAN)
     assert differences(expected, backends.ptx(case)) == []
     integers = replace(case, target_type="uint8")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gpubce.backends.cpu.launch import CpuEngine
-from gpubce.spec.quantities import FIELDS
-from gpubce.spec.recipe import PROBABILITY, Recipe
+from gpubce.spec.quantities import FIELDS, QUANTITIES
+from gpubce.spec.recipe import LOGIT, PROBABILITY, Recipe
 from tests import backends
-from tests.cases import LOGIT_EDGES, Case, Results, bits, differences, digest, run_case
+from tests.cases import LOGIT_EDGES, PROBABILITY_EDGES, Case, Results, bits, differences, digest, run_case
 from tests.interpreted import InterpretedEngine, formulas
 from tests.matrix import Row, committed, matrix
 
@@ -37,34 +37,51 @@ ONE_SIDED = {
     "weight, factors": {"weight": "float64", "factors": True},
     "mask, ignored value": {"mask": "bool", "ignore": "value"},
     "ignored NaN, scaled": {"ignore": "nan", "scaled": True, "unit": True},
+    "floor": {"floor": True},
+    "floor, signed weight, factors": {"floor": True, "weight": "float32", "signed": True, "factors": True},
 }
 """Recipes of which one side is enough where a target is 0 or 1."""
 
 
+PREDICTIONS = {LOGIT: LOGIT_EDGES, PROBABILITY: (*PROBABILITY_EDGES, -0.0, -1.0, 1.5, 5e-324)}
+WEIGHTS = (1.0, 0.0, 0.3, -2.0, -1e-40, np.inf, np.nan)
+NUMBERS = {"negative_factor": 0.25, "positive_factor": 3.0, "log_cap": 100.0, "reciprocal_cap": 1e12}
+OF_ONE_BRANCH = ("cross_entropy", "positive_entropy")
+
+
 def samples(recipe: Recipe, targets, hard: bool = False):
-    """The outputs and the fields of every combination of logit, target, weight and mask."""
+    """The outputs, the fields and the quantities of every combination of prediction, target, weight and mask; but for
+    what takes a branch where a target is neither 0 nor 1, which is then NaN as a whole."""
     number = np.dtype(recipe.compute).type
-    weights = (1.0, 0.0, 0.3, -2.0, np.inf, np.nan) if recipe.weight else (1.0,)
+    weights = WEIGHTS if recipe.weight else (1.0,)
     random = np.random.default_rng(7).normal(scale=6.0, size=300)
-    grid = np.array([*itertools.product((*LOGIT_EDGES, *random), targets, weights, (True, False))]).T
-    x, y, w = number(grid[0]), grid[1].astype(recipe.target), grid[2].astype(recipe.weight or "float32")
-    parameters = [{"negative_factor": 0.25, "positive_factor": 3.0}.get(name, 1.7) for name in recipe.parameters]
-    absent = np.True_
+    if recipe.space == PROBABILITY:
+        random = 1.0 / (1.0 + np.exp(random))
+    grid = np.array([*itertools.product((*PREDICTIONS[recipe.space], *random), targets, weights, (True, False))]).T
     with np.errstate(all="ignore"):
+        z, y, w = number(grid[0]), grid[1].astype(recipe.target), grid[2].astype(recipe.weight or "float32")
+        parameters, absent = [NUMBERS.get(name, 1.7) for name in recipe.parameters], np.True_
         outputs, fields, _ = formulas()["elements"].element(recipe, hard)(
-            np.ones(x.shape, bool), (x, absent, y, w, grid[3] != 0, *[absent] * 3), number(parameters), 1
+            np.ones(z.shape, bool), (z, absent, y, w, grid[3] != 0, *[absent] * 3), number(parameters), 1
         )
+        fields = [np.broadcast_to(values, z.shape) for values in fields]
+        names = tuple(name for name in QUANTITIES if "difference" not in name)
+        quantities = dict(zip(names, formulas()["quantities"].collector(names)(fields), strict=True))
+    for name in OF_ONE_BRANCH:
+        quantities[name] = np.where(np.isin(y, (0, 1)), quantities[name], np.nan)
     named = dict(zip(FIELDS, fields, strict=True))
-    # Nothing asks for the branches of both sides.
+    # Where a target is 0 or 1, nothing takes the other side's branch.
     del named["minus_log_p"], named["minus_log_q"]
-    return [np.broadcast_to(values, x.shape) for values in (*outputs, *named.values())]
+    found = outputs, named.values(), quantities.values()
+    return [np.broadcast_to(values, z.shape) for values in itertools.chain(*found)]
 
 
 @pytest.mark.parametrize("real", ["float32", "float64"])
 @pytest.mark.parametrize("name", ONE_SIDED)
-def test_one_side_of_a_hard_target_is_what_both_give(name, real):
+@pytest.mark.parametrize("space", [LOGIT, PROBABILITY])
+def test_one_side_of_a_hard_target_is_what_both_give(space, name, real):
     """Bit for bit, signs of zeros too, for all edges and all weights, valid or not."""
-    recipe = Recipe(compute=real, prediction=real, target=real, **ONE_SIDED[name])
+    recipe = Recipe(space=space, compute=real, prediction=real, target=real, **ONE_SIDED[name])
     assert formulas()["elements"].one_sided(recipe)
     for one, both in zip(samples(recipe, (0, 1), hard=True), samples(recipe, (0, 1)), strict=True):
         assert np.array_equal(bits(one), bits(both))
@@ -78,10 +95,9 @@ def test_one_side_of_a_hard_target_is_what_both_give(name, real):
 @pytest.mark.parametrize(
     "options",
     [
-        *({name: True} for name in ("smoothing", "alpha", "gamma", "floor")),
+        *({name: True} for name in ("smoothing", "alpha", "gamma", "clip")),
         *({name: "float32"} for name in ("pos_weight", "label_weight", "baseline")),
-        *({"sums": ("loss", name)} for name in ("cross_entropy", "positive_entropy")),
-        *({"space": PROBABILITY}, {"target": None}, {"prediction": None}),
+        *({"space": PROBABILITY, "bins": 16}, {"target": None}, {"prediction": None}),
     ],
     ids=str,
 )

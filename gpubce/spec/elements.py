@@ -40,8 +40,8 @@ from gpubce.spec.primitives import (
     split_exponent,
     storer,
 )
-from gpubce.spec.quantities import FIELDS, needed
-from gpubce.spec.recipe import LOGIT, PARAMETERS, Recipe
+from gpubce.spec.quantities import FIELDS
+from gpubce.spec.recipe import LOGIT, PARAMETERS, PROBABILITY, Recipe
 from gpubce.spec.subroutines import subroutine
 
 inlined = njit(inline="always", error_model="numpy")
@@ -162,12 +162,24 @@ def functions(real: str) -> SimpleNamespace:
         h = t / v
         return fma(fma(-h, r, fma(-h, v, t)), ONE / v, h)
 
+    @two
+    def complement(p):
+        """1 - p, and its rounding error."""
+        q = ONE - p
+        return q, (ONE - q) - p
+
     @five
     def probability_branches(p):
         """Of a probability: (-log p, -log(1 - p)), 1 - p, 1 / p and 1 / (1 - p)."""
-        q = ONE - p
-        error = (ONE - q) - p
+        q, error = complement(p)
         return minus_log(p, ZERO), minus_log(q, error), q, reciprocal(p, ZERO), reciprocal(q, error)
+
+    @two
+    def probability_branch(positive, p):
+        """One of the two: -log p and 1 / p, or -log(1 - p) and 1 / (1 - p)."""
+        q, error = complement(p)
+        own, rest = select(positive, p, q), select(positive, ZERO, error)
+        return minus_log(own, rest), reciprocal(own, rest)
 
     @one
     def term(factor, value):
@@ -177,8 +189,7 @@ def functions(real: str) -> SimpleNamespace:
     @one
     def entropy(y):
         """-y log y - (1 - y) log(1 - y), 0 at both ends."""
-        rest = ONE - y
-        error = (ONE - rest) - y
+        rest, error = complement(y)
         return term(y, minus_log(y, ZERO)) + term(rest, minus_log(rest, error))
 
     return SimpleNamespace(
@@ -189,6 +200,7 @@ def functions(real: str) -> SimpleNamespace:
         logistic=logistic,
         curvature=curvature,
         probability_branches=probability_branches,
+        probability_branch=probability_branch,
         term=term,
     )
 
@@ -219,11 +231,10 @@ def _of_sides(recipe: Recipe) -> Recipe:
 
 
 def one_sided(recipe: Recipe) -> bool:
-    """Whether a target of 0 or 1 leaves one side of a logit to compute: one term of the loss."""
-    options = recipe.smoothing, recipe.alpha, recipe.gamma, recipe.floor, recipe.pos_weight, recipe.label_weight
-    logits = recipe.space == LOGIT and recipe.prediction is not None and recipe.target is not None
-    asked = {field for name in recipe.sums for field in needed(name)}
-    return logits and not any(options) and not recipe.baseline and asked.isdisjoint(("minus_log_p", "minus_log_q"))
+    """Whether a target of 0 or 1 leaves one side of a sample to compute: one term of the loss."""
+    options = recipe.smoothing, recipe.alpha, recipe.gamma, recipe.clip, recipe.pos_weight, recipe.label_weight
+    both = recipe.baseline or (recipe.space == PROBABILITY and recipe.bins)  # Whose logit is made of both.
+    return recipe.prediction is not None and recipe.target is not None and not any(options) and not both
 
 
 def may_be_hard(recipe: Recipe) -> bool:
@@ -234,37 +245,52 @@ def may_be_hard(recipe: Recipe) -> bool:
 
 @cache
 def _one_side(recipe: Recipe):
-    """What :func:`_both_sides` gives, but for the two branches, where the target is 0 or 1: the side whose factor is 0
-    is left out. The numbers are the same."""
+    """What :func:`_both_sides` gives where the target is 0 or 1: the side whose factor is 0 is left out, and its plain
+    branch is the other's. The numbers are the same."""
     real = recipe.compute
     number, f = np.dtype(real).type, functions(real)
     term, about_logit, softplus, logistic, curvature = f.term, f.about_logit, f.softplus, f.logistic, f.curvature
+    probability_branch = f.probability_branch
     ZERO, NAN = number(0), number(np.nan)
+    IN_LOGITS, FLOOR, SIGNED = recipe.space == LOGIT, recipe.floor, recipe.signed
     WEIGHT, FACTORS = recipe.weight is not None, recipe.factors
     at = _positions(recipe)
     K_NEGATIVE, K_POSITIVE = at["negative_factor"], at["positive_factor"]
+    K_LOG_CAP, K_RECIPROCAL_CAP = at["log_cap"], at["reciprocal_cap"]
 
     @subroutine(types.UniTuple(getattr(types, real), 6))
     def one_side(valid, z, y, positive, w, pos_weight, parameters):
-        about = about_logit(z)
-        side = select(positive, -z, z)
-        loss, gradient, hessian = softplus(side, about), logistic(side, about), curvature(about)
+        p = z
+        if IN_LOGITS:
+            about = about_logit(z)
+            side = select(positive, -z, z)
+            plain, slope, p = softplus(side, about), logistic(side, about), logistic(z, about)
+        else:
+            plain, slope = probability_branch(positive, z)
+        loss = plain
+        if FLOOR:
+            loss = select(loss > parameters[K_LOG_CAP], parameters[K_LOG_CAP], loss)
+            if not IN_LOGITS:
+                slope = select(slope > parameters[K_RECIPROCAL_CAP], parameters[K_RECIPROCAL_CAP], slope)
+        gradient = slope
         if WEIGHT or FACTORS:
             factor = w
             if FACTORS:
                 factor = product(factor, select(positive, parameters[K_POSITIVE], parameters[K_NEGATIVE]))
             # For NaN predictions of weight 0.
             factor = select(z == z, factor, NAN)
-            loss, gradient, hessian = term(factor, loss), term(factor, gradient), term(factor, hessian)
+            loss, gradient = term(factor, loss), term(factor, slope)
+            hessian = term(factor, curvature(about)) if IN_LOGITS else term(gradient, slope)
+        else:
+            hessian = curvature(about) if IN_LOGITS else product(slope, slope)
+        # The other term is +0, and a sum with it never -0: -log 1 is, and what is too small of a negative weight.
+        if SIGNED or not IN_LOGITS:
+            loss = loss + ZERO
+        if SIGNED:
+            hessian = hessian + ZERO
         gradient = select(positive, ZERO - gradient, gradient)
-        return (
-            select(valid, loss, NAN),
-            select(valid, gradient, NAN),
-            select(valid, hessian, NAN),
-            logistic(z, about),
-            NAN,
-            NAN,
-        )
+        loss, gradient, hessian = select(valid, loss, NAN), select(valid, gradient, NAN), select(valid, hessian, NAN)
+        return loss, gradient, hessian, p, plain, plain
 
     return one_side
 

@@ -31,7 +31,8 @@ FIELDS = (
 """What is known of one sample, in the compute type: whether it is counted, 1 or 0; the loss with all options, in nats;
 the weight w (element weight times label weight); the target y as given; the probability p as given or as the logit
 means it; the unclipped branches -log p and -log(1 - p); whether p reaches the threshold, 1 or 0; the entropy of the
-target; the loss of the baseline; whether the sample is invalid, 1 or 0."""
+target; the loss of the baseline; whether the sample is invalid, 1 or 0. Where a target is 0 or 1, the branch that does
+not belong to it may be the other's: a quantity takes it for soft targets alone."""
 
 one_number = subroutine(types.float64)
 
