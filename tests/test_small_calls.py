@@ -15,6 +15,7 @@ import pytest
 
 from gpubce import BinaryCrossEntropy, dispatch
 from gpubce.arrays.registry import glance
+from gpubce.backends.cpu import launch
 from gpubce.errors import ArrayError, GpubceError, InvalidValueError
 from tests import backends
 
@@ -194,9 +195,27 @@ def test_what_cannot_be_written_is_told_as_by_a_session(wrong):
             loss.value_and_grad(*given, grad_out=wrong(out))
 
 
-def test_more_than_a_block_is_a_session(sessions):
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_several_blocks_are_repeated(sessions, monkeypatch, method, threads):
+    """Their partials are combined in one step, or in several, as many numbers as there are sums."""
+    monkeypatch.setattr(launch, "WORTH_A_THREAD", 1 if threads > 1 else 1 << 16)
+    sizes = {dispatch.PLAN: 2 * dispatch.PLAN.block + 1, backends.SMALL_PLAN: 5000}
+    for plan, size in list(sizes.items())[: 1 + (method == "value")]:
+        with backends.replaced(lambda: launch.CpuEngine(threads), plan):
+            for options in ("logits", "weights", "each"):
+                sessions.clear()
+                loss = BinaryCrossEntropy(**OPTIONS[options])
+                for seed in range(3):
+                    given = drawn(seed, shape=(size,), beside=("weight",))
+                    assert same(METHODS[method](loss, given), METHODS[method](replace(loss), given))
+                assert times(sessions, loss) == (3 if method == "value_and_grad" and options == "weights" else 1)
+
+
+def test_what_is_long_or_empty_is_a_session(sessions, monkeypatch):
     loss, block = BinaryCrossEntropy(from_logits=True), dispatch.PLAN.block
-    for size, expected in ((block, 1), (block + 1, 3), (0, 5)):
+    monkeypatch.setattr(launch, "REPEATED", 3 * block)
+    for size, expected in ((3 * block, 1), (3 * block + 1, 3), (0, 5)):
         for seed in range(2):
             given = drawn(seed, shape=(size,))
             assert same([loss(*given[:2])], [replace(loss)(*given[:2])])
@@ -298,11 +317,12 @@ def test_what_is_no_scale_is_told_as_by_a_session(scale):
 
 def test_threads_repeat_at_once():
     loss = BinaryCrossEntropy(from_logits=True)
-    given = [drawn(seed, shape=(2_000,))[:2] for seed in range(8)]
+    sizes = (2_000, 20_000, 200_000)
+    given = [drawn(seed, shape=(sizes[seed % 3],))[:2] for seed in range(8)]
     expected = [replace(loss).value_and_grad(*each) for each in given]
 
     def agrees(place: int) -> bool:
-        return all(same(loss.value_and_grad(*given[place]), expected[place]) for _ in range(200))
+        return all(same(loss.value_and_grad(*given[place]), expected[place]) for _ in range(50))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(agrees, range(8)))

@@ -6,6 +6,7 @@ Threads take ranges of blocks; which thread does which block changes no bit.
 import ctypes
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -19,16 +20,20 @@ from gpubce.spec.job import Settlement
 from gpubce.spec.plan import Plan
 from gpubce.spec.precision import ACCUMULATOR, ITEMSIZE
 
-WORTH_A_THREAD = 1 << 16
-"""Elements below which a second thread costs more than it saves: handing work over takes about 30 us."""
+WORTH_A_THREAD = 1 << 17
+"""Elements below which a second thread costs more than it saves: handing work over takes 30 to 90 us, and the loss
+alone 45 to 80 for so many."""
 
 FIRST_SLICE = 1 << 22
 """Elements of a call's first kernels, between which Python sees signals: 2 ms for the loss alone, 0.2 s at worst."""
 
+REPEATED = 1 << 20
+"""Elements up to which a call is done again without a session: it takes 50 to 80 us, and the kernels 500 for so many.
+Where the loss is NaN the work is done for nothing, because a session has to tell why."""
 
 _spare: list[tuple[int, np.ndarray | None, int]] = []
-"""Scratch of small calls that have ended: cells, owner and address. As many as there were such calls at once; new
-scratch takes 0.7 us."""
+"""Scratch of such calls that have ended: cells, owner and address. As many as there were at once; new scratch takes
+0.7 us."""
 
 OWN_CELLS = 1 << 20
 """Cells of histograms up to which every thread has its own: 8 MiB."""
@@ -46,7 +51,7 @@ class CpuEngine:
     at_once = True
 
     def __init__(self, threads: int | None = None):
-        self.threads = threads or thread_count()
+        self.own_threads = threads
 
     def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count, histogram, unit):
         blocks = key.plan.blocks(elements)
@@ -113,16 +118,8 @@ class CpuEngine:
                 key = replace(key, shared=True)
         kernel = compile_for(key)
 
-        def begin():
-            memory, scratch = compiled.scratch(cells)  # Memory lives as long as the work that it is given to.
-            own = counts.own() if counts else 0
-
-            def work(first, last, _keep=memory):
-                kernel(first, last, *size, *given, scratch, *where, own, unit)
-
-            return work
-
-        self._share(begin, tasks, threads, elements)
+        own = counts.own if counts else _no_histogram
+        self._share(_begins(kernel, cells, size, given, where, own, unit), tasks, threads, elements)
         if counts:
             counts.add_up()
 
@@ -149,15 +146,18 @@ class CpuEngine:
         ctypes.memset(address, 0, 8 * cells)
 
     def repeat(self, key, elements, sizes, geometry, parameters, ignored, settlement):
-        if sizes != (1,):  # Threads are worth their while.
+        if elements > REPEATED:
             return None
         kernel, settle = compiled.whole(key), None
-        piece = min(key.room(geometry), key.plan.block)
-        states_at = ITEMSIZE[ACCUMULATOR] * scratch_of(key, False).cells(piece)
-        cells = states_at // ITEMSIZE[ACCUMULATOR] + 2 * len(key.recipe.sums)
+        combine = compiled.combine(key.plan) if sizes[1:] else None
+        blocks, sums = sizes[0], len(key.recipe.sums)
+        piece = min(key.room(geometry), blocks * key.plan.block)
+        own_cells = scratch_of(key, False).cells(piece)  # What combines them takes two rows of lanes: a sum has those.
+        cells = own_cells + 2 * sums * sum(sizes)
         if settlement is not None:
             settle_key, (outputs, _, _, *rest) = SettleKey.of(settlement)
             settle = compiled.settle(settle_key)
+        alone = blocks == 1 or elements <= WORTH_A_THREAD
 
         def once_more(addresses, result, room, stream):
             try:  # Other threads take some too.
@@ -167,8 +167,16 @@ class CpuEngine:
             if spare[0] < cells:
                 spare = cells, *compiled.scratch(cells)
             scratch = spare[2]
-            states = scratch + states_at
-            kernel(0, 1, piece, elements, addresses, geometry, parameters, ignored, scratch, states, 1, 0, 1)
+            states = scratch + ITEMSIZE[ACCUMULATOR] * own_cells
+            size, given = (piece, elements), (addresses, geometry, parameters, ignored)
+            if alone:
+                kernel(0, blocks, *size, *given, scratch, states, blocks, 0, 1)
+            else:
+                begin = _begins(kernel, own_cells, size, given, (states, blocks), _no_histogram, 1)
+                self._share(begin, blocks, self._threads(blocks, elements), elements)
+            for before, after in pairwise(sizes):
+                source, states = states, states + ITEMSIZE[ACCUMULATOR] * 2 * sums * before
+                combine(0, sums * after, before, 1, source, states, after, scratch)
             if settle is not None:
                 settle(outputs, states, result, *rest)
             first = ctypes.c_double.from_address(states).value
@@ -182,7 +190,26 @@ class CpuEngine:
         share(begin, tasks, threads, max(1, FIRST_SLICE * tasks // elements))
 
     def _threads(self, tasks: int, elements: int) -> int:
-        return min(self.threads, tasks, -(-elements // WORTH_A_THREAD))
+        return min(self.own_threads or thread_count(), tasks, -(-elements // WORTH_A_THREAD))
+
+
+def _begins(kernel, cells, size, given, where, histogram: Callable[[], int], unit) -> Callable[[], Work]:
+    """What begins a kernel's work in a thread, with scratch of its own."""
+
+    def begin() -> Work:
+        memory, scratch = compiled.scratch(cells)  # Memory lives as long as the work that it is given to.
+        own = histogram()
+
+        def work(first, last, _keep=memory):
+            kernel(first, last, *size, *given, scratch, *where, own, unit)
+
+        return work
+
+    return begin
+
+
+def _no_histogram() -> int:
+    return 0
 
 
 class _Histogram:
