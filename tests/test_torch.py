@@ -668,7 +668,7 @@ def test_inputs_of_a_small_loss_are_not_changed_before_backward():
 
 
 @pytest.mark.parametrize(
-    "change", [{"reduction": "none"}, {"axis": 0}, {"pos_weight": True}, {"size": 2**13 + 1}], ids=str
+    "change", [{"reduction": "none"}, {"axis": 0}, {"pos_weight": True}, {"size": ours.IN_ONE_PASS + 1}], ids=str
 )
 def test_other_losses_keep_the_inputs_alone(small, change):
     x = numbers(change.pop("size", 4), dtype=torch.float32).requires_grad_()

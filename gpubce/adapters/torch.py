@@ -3,7 +3,7 @@
 The classes and functions have the signatures of ``torch.nn``, ``torch.nn.functional`` and ``torchvision.ops``; what
 else :class:`gpubce.BinaryCrossEntropy` knows may be given by keyword. They are operators of PyTorch's own
 (``torch.ops.gpubce``), so autograd, ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` see one
-node each. Backward keeps the inputs and nothing else (of at most 8,192 elements on a CPU the gradient too), and never
+node each. Backward keeps the inputs and nothing else (of at most 2^20 elements on a CPU the gradient too), and never
 waits for a device.
 
 Inputs are tensors of float16, bfloat16, float32 or float64, of any shape, on the CPU or a CUDA device; targets have the
@@ -39,6 +39,11 @@ __all__ = [
     "linear_binary_cross_entropy",
     "sigmoid_focal_loss",
 ]
+
+
+IN_ONE_PASS = 1 << 20
+"""Elements of a loss on the CPU up to which forward makes the gradient too, which is then in memory until backward takes
+it: one pass for both in place of one for each."""
 
 
 # The operators ------------------------------------------------------------------------------------------------------
@@ -419,7 +424,7 @@ def _call(
     if _are_plain(inputs):
         if not wanted:
             return _value_of(*inputs)
-        if input.numel() <= dispatch.PLAN.block and _is_one_value(inputs[-1]) and not _wants_gradient(inputs[1:-1]):
+        if input.numel() <= IN_ONE_PASS and _is_one_value(inputs[-1]) and not _wants_gradient(inputs[1:-1]):
             return _SmallLoss.apply(*inputs)
     return _Loss.apply(*inputs)
 
