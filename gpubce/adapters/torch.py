@@ -42,8 +42,8 @@ __all__ = [
 
 
 IN_ONE_PASS = 1 << 20
-"""Elements of a loss on the CPU up to which forward makes the gradient too, which is then in memory until backward takes
-it: one pass for both in place of one for each."""
+"""Elements of a loss on the CPU up to which forward makes the gradient too, and keeps it until backward takes it: one
+pass for both in place of one for each."""
 
 
 # The operators ------------------------------------------------------------------------------------------------------
