@@ -271,6 +271,8 @@ class Session:
         self._outs: dict[str, Buffer] = {}
         self._jobs: list[Job] = []
         self._settlements: list[Settlement] = []
+        self._origins: tuple[tuple[str, ...], dict[str, float]] = (), {}
+        """Which sum each of its state is, or which number: see :func:`_spread`."""
 
     def in_order(self) -> AbstractContextManager[Any]:
         """New arrays and copies belong to the stream that the call was given."""
@@ -508,12 +510,34 @@ class Session:
         elif late:
             constants["invalid"] = 0.0
         states, where = self._new((len(names), *buffer.shape[1:]), ACCUMULATOR)
-        for values, source in zip(as_numpy(where), sources.values(), strict=True):
-            if source in constants:
-                values[0], values[1] = constants[source], 0.0
-            else:
-                values[...] = found[source]
+        self._origins = tuple(sources.values()), constants
+        _spread(as_numpy(where), found, *self._origins)
         return states
+
+    def collect_again(self, engine: Engine, names: tuple[str, ...], reduced: tuple[int, ...]) -> Again | None:
+        """:meth:`collect` for arrays that look like its own: the state is all that there is. None where the loss is
+        NaN."""
+        from gpubce.backends import pipeline
+
+        if not self._can_repeat(engine) or not engine.at_once:
+            return None
+        repeat = pipeline.repeat(self._jobs[0], None, engine, leaves_sums=True)
+        if repeat is None:
+            return None
+        summed, (sources, constants) = self._jobs[0].work.recipe.sums, self._origins
+        library, like = self.library, self.predictions._replace(owner=None)
+        elements, rows = math.prod(self.shape[axis] for axis in reduced), self.rows(reduced)
+
+        def again(addresses: tuple[int, ...], there: Places) -> tuple[Any, ...] | None:
+            sums = np.empty((len(summed), 2))
+            first = repeat.do(addresses, sums.ctypes.data, 0, 0)
+            if first is None or first != first:
+                return None
+            values = library.empty((len(sources), 2), ACCUMULATOR, like)
+            _spread(as_numpy(library.buffer(values)), dict(zip(summed, sums, strict=True)), sources, constants)
+            return (LossState(names, values, elements, rows),)
+
+        return again
 
     def _label_vector(self, role: str, values: tuple[float, ...]) -> Buffer:
         """One number for each label, over the shape of the predictions."""
@@ -558,11 +582,9 @@ class Session:
         looks but a CPU. ``wanted`` names the results."""
         from gpubce.backends import pipeline
 
+        if not self._can_repeat(engine):
+            return None
         given = tuple(role for role in ROLES if role in self.given)
-        if self.moved or len(self._jobs) != 1 or self._jobs[0].work.recipe.roles != given:
-            return None
-        if self.checked and not engine.at_once:
-            return None
         job, settlement = self._jobs[0], self._settlements[0] if self._settlements else None
         repeat = pipeline.repeat(job, settlement, engine)
         if repeat is None:
@@ -595,6 +617,13 @@ class Session:
             return tuple([None if array is None else library.result(array, like) for array in arrays[:results]])
 
         return again
+
+    def _can_repeat(self, engine: Engine) -> bool:
+        """Whether this call was one pass over the arrays that were given, at whose values nobody on the host looks but
+        a CPU."""
+        given = tuple(role for role in ROLES if role in self.given)
+        one_pass = not self.moved and len(self._jobs) == 1 and self._jobs[0].work.recipe.roles == given
+        return one_pass and (engine.at_once or not self.checked)
 
     # Checks ---------------------------------------------------------------------------------------------------------
 
@@ -783,7 +812,7 @@ def wait_for(array: Any, handle: int | None) -> None:
 def _seen(
     reduction: Reduction,
     arguments: Arguments,
-    wanted: tuple[str, ...],
+    wanted: tuple[Hashable, ...],
     outs: tuple[Any, ...],
     grad_scale: Any = 1.0,
 ) -> Look | None:
@@ -866,9 +895,9 @@ def _again(formula: Formula, seen: Look | None, outs: tuple[Any, ...]) -> tuple[
     return tuple([new if out is None else out for new, out in zip(results, outs, strict=True)])
 
 
-def _keep(session: Session, engine: Engine, seen: Look | None, wanted: tuple[str, ...]) -> None:
-    """Remember what the session did."""
-    again = None if seen is None else session.again(engine, wanted)
+def _keep(session: Session, seen: Look | None, repeat: Callable[[], Again | None]) -> None:
+    """Remember what the session did, if it can be done again."""
+    again = None if seen is None else repeat()
     if seen is not None and again is not None:
         repeats = session.formula.repeats
         if len(repeats) >= REMEMBERED:
@@ -888,7 +917,7 @@ def value(formula: Formula, reduction: Reduction, arguments: Arguments, out: Any
     session = Session(formula, arguments)
     with session.engine() as engine:
         array = _value_pass(session, engine, reduction, out, {}, None, 1.0)
-        _keep(session, engine, seen, wanted)
+        _keep(session, seen, lambda: session.again(engine, wanted))
     session.bring_back()
     return session.hand_over(array, out)
 
@@ -913,7 +942,7 @@ def value_and_grad(
         reduced = _reduced_axes(session, reduction)
         scale, number = _derivative_scale(session, engine, reduction, reduced, grad_scale)
         array = _value_pass(session, engine, reduction, out, {"gradient": where}, scale, number)
-        _keep(session, engine, seen, wanted)
+        _keep(session, seen, lambda: session.again(engine, wanted))
     session.bring_back()
     return session.hand_over(array, out), session.hand_over(gradient, grad_out)
 
@@ -941,7 +970,7 @@ def derivatives(
         everything = tuple(range(len(session.shape)))
         states, _ = session.run(engine, sums, everything, outputs, scale, number)
         session.refuse_invalid(engine, sums, states)
-        _keep(session, engine, seen, names)
+        _keep(session, seen, lambda: session.again(engine, names))
     session.bring_back()
     return tuple(session.hand_over(arrays[name], out) for name, out in wanted.items())
 
@@ -951,6 +980,10 @@ def state(
 ) -> LossState:
     """The unfinished sums that the reduction needs, the count, the invalid count, and what the collection asks for.
     Each element's own gradient is written to ``grad_out``, in the same pass."""
+    alone = grad_out is None and not collection.bins
+    seen = _seen(reduction, arguments, ("state", collection), ()) if alone else None
+    if (known := _again(formula, seen, ())) is not None:
+        return known[0]
     session = Session(formula, arguments)
     reduced = _reduced_axes(session, reduction)
     names = state_names(reduction, collection.sums)
@@ -961,6 +994,7 @@ def state(
             session.judge_first(engine)
         values = session.collect(engine, names, reduced, outputs, collection)
         session.refuse_invalid(engine, names, values)
+        _keep(session, seen, lambda: session.collect_again(engine, names, reduced))
     session.bring_back()
     histogram = session.histogram
     if session.moved:
@@ -969,6 +1003,17 @@ def state(
             histogram = None if histogram is None else session.memory.to_host(histogram)
     elements = math.prod(session.shape[axis] for axis in reduced)
     return LossState(names, values, elements, session.rows(reduced), histogram)
+
+
+def _spread(
+    states: np.ndarray, found: dict[str, np.ndarray], sources: tuple[str, ...], constants: dict[str, float]
+) -> None:
+    """Write the pairs of a state: each is a sum that was found, or a number."""
+    for values, source in zip(states, sources, strict=True):
+        if source in constants:
+            values[0], values[1] = constants[source], 0.0
+        else:
+            values[...] = found[source]
 
 
 def state_names(reduction: Reduction, sums: Sequence[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,7 @@ class Evaluator:
     @property
     def _names(self) -> tuple[str, ...]:
         """What its states hold."""
-        sums = sums_for(self.metrics, self.loss.denominator)
-        return dispatch.state_names(dispatch.Reduction(denominator=self.loss.denominator), sums)
+        return _held(self.metrics, self.loss.denominator)
 
     def update(
         self,
@@ -354,6 +354,12 @@ def _merged(one: LossState, other: LossState) -> LossState:
     if type(one.values) is not type(other.values) or places[0] != places[1]:
         one, other = one.to_host(), other.to_host()
     return one.merge(other)
+
+
+@lru_cache(maxsize=256)
+def _held(metrics: tuple[str, ...], denominator: str) -> tuple[str, ...]:
+    """What states hold for these metrics."""
+    return dispatch.state_names(dispatch.Reduction(denominator=denominator), sums_for(metrics, denominator))
 
 
 def _together(state: LossState) -> LossState:

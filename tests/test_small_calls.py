@@ -17,6 +17,8 @@ from gpubce import BinaryCrossEntropy, dispatch
 from gpubce.arrays.registry import glance
 from gpubce.backends.cpu import launch
 from gpubce.errors import ArrayError, GpubceError, InvalidValueError
+from gpubce.spec.quantities import QUANTITIES
+from gpubce.spec.recipe import WITH_BASELINE
 from tests import backends
 
 SHAPE = (9, 5)
@@ -210,6 +212,58 @@ def test_several_blocks_are_repeated(sessions, monkeypatch, method, threads):
                     given = drawn(seed, shape=(size,), beside=("weight",))
                     assert same(METHODS[method](loss, given), METHODS[method](replace(loss), given))
                 assert times(sessions, loss) == (3 if method == "value_and_grad" and options == "weights" else 1)
+
+
+EVERY_SUM = tuple(name for name in QUANTITIES if name not in WITH_BASELINE)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (3, 7000)], ids=["one block", "several"])
+@pytest.mark.parametrize("beside", [(), ("weight", "mask")], ids=["alone", "weight, mask"])
+@pytest.mark.parametrize("options", ["logits", "probabilities"])
+def test_states_are_repeated(sessions, options, beside, shape):
+    """With sums that kernels make, and those that are known without."""
+    loss = BinaryCrossEntropy(**OPTIONS[options])
+    for seed in range(3):
+        predictions, targets, others = drawn(seed, targets="int8", shape=shape, beside=beside)
+        for threshold in (0.4, 0.6):
+            how = {**others, "sums": EVERY_SUM, "threshold": threshold}
+            found, expected = loss.state(predictions, targets, **how), replace(loss).state(predictions, targets, **how)
+            assert same([found.values], [expected.values])
+            assert {**vars(found), "values": None} == {**vars(expected), "values": None}
+    assert times(sessions, loss) == 2
+
+
+def test_states_of_tensors_are_tensors():
+    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    loss = BinaryCrossEntropy(from_logits=True)
+    states = [loss.state(*map(torch.from_numpy, drawn(0)[:2])) for _ in range(2)]
+    assert [type(state.values) for state in states] == [torch.Tensor] * 2
+    assert torch.equal(states[0].values, states[1].values)
+
+
+@pytest.mark.parametrize("how", [{"bins": 32}, {"axis": 0}, {"label_weight": 2.0}, {"value": np.nan}], ids=str)
+def test_states_that_take_more_than_a_glance_are_sessions(sessions, how):
+    """A histogram, several outputs, an array of the options', and what the loss does not tell."""
+    options = {name: how[name] for name in ("axis", "label_weight") if name in how}
+    loss = BinaryCrossEntropy(from_logits=True, **options)
+    for seed in range(2):
+        logits, targets, _ = drawn(seed)
+        logits[0, 0] = how.get("value", 0.0)
+        found, expected = (each.state(logits, targets, bins=how.get("bins", 0)) for each in (loss, replace(loss)))
+        assert same([found.values], [expected.values])
+    assert times(sessions, loss) == 2
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_invalid_elements_are_counted_again(check):
+    loss, (predictions, targets, _) = BinaryCrossEntropy(), drawn(0)
+    loss.state(predictions, targets, check=check)
+    predictions[2, :3] = 1.5
+    if check:
+        with pytest.raises(InvalidValueError, match="3 elements"):
+            loss.state(predictions, targets)
+    else:
+        assert loss.state(predictions, targets, check=False).invalid == 3
 
 
 def test_what_is_long_or_empty_is_a_session(sessions, monkeypatch):

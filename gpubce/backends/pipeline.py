@@ -26,8 +26,8 @@ class Repeat(NamedTuple):
     cells: int
     """The float64 cells of memory that it takes."""
     do: Callable[[tuple[int, ...], int, int, int], float | None]
-    """Takes the addresses of its operands, of the value that settles it and of those cells, and a stream. Gives the
-    first sum, 0 where nobody looks at it; None where it was not done."""
+    """Takes the addresses of its operands, of the value that settles it or the sums that it leaves, and of those cells;
+    and a stream. Gives the first sum, 0 where nobody looks at it; None where it was not done."""
 
 
 class Engine(Protocol):
@@ -64,10 +64,18 @@ class Engine(Protocol):
         """Set float64 cells to 0."""
 
     def repeat(
-        self, key, elements, sizes: tuple[int, ...], geometry, parameters, ignored, settlement: Settlement | None
+        self,
+        key,
+        elements,
+        sizes: tuple[int, ...],
+        geometry,
+        parameters,
+        ignored,
+        settlement: Settlement | None,
+        leaves_sums: bool,
     ) -> Repeat | None:
         """:meth:`whole`, :meth:`combine` for each of ``sizes`` but the first, and :meth:`settle`, to be done again and
-        again; None where that is no quicker than one after the other."""
+        again; None where that is no quicker than one after the other. It can leave its sums in place of a value."""
 
 
 class _Prepared(NamedTuple):
@@ -164,14 +172,14 @@ def _vector(job: Job, engine: Engine) -> int:
     return 1
 
 
-def repeat(job: Job, settlement: Settlement | None, engine: Engine) -> Repeat | None:
+def repeat(job: Job, settlement: Settlement | None, engine: Engine, leaves_sums: bool = False) -> Repeat | None:
     """The job and its settlement for arrays that lie elsewhere, at addresses that are multiples of the same numbers;
-    None where that is no quicker."""
+    None where that is no quicker. It can leave its sums in place of a value."""
     work = job.work
     if work.kept or work.elements == 0 or job.histogram:
         return None
     does = _prepared(work, _vector(job, engine))
-    return engine.repeat(does.key, work.elements, does.sizes, *does.numbers(job), settlement)
+    return engine.repeat(does.key, work.elements, does.sizes, *does.numbers(job), settlement, leaves_sums)
 
 
 def _destination(job: Job, size: int, cells: int, allocate: Allocate) -> int:

@@ -145,7 +145,7 @@ class CpuEngine:
     def clear(self, address, cells):
         ctypes.memset(address, 0, 8 * cells)
 
-    def repeat(self, key, elements, sizes, geometry, parameters, ignored, settlement):
+    def repeat(self, key, elements, sizes, geometry, parameters, ignored, settlement, leaves_sums):
         if elements > REPEATED:
             return None
         kernel, settle = compiled.whole(key), None
@@ -179,6 +179,8 @@ class CpuEngine:
                 combine(0, sums * after, before, 1, source, states, after, scratch)
             if settle is not None:
                 settle(outputs, states, result, *rest)
+            if leaves_sums:
+                ctypes.memmove(result, states, ITEMSIZE[ACCUMULATOR] * 2 * sums)
             first = ctypes.c_double.from_address(states).value
             _spare.append(spare)
             return first

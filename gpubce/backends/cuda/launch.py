@@ -72,9 +72,9 @@ class CudaEngine:
         key = SettleKey("float64", True, False, None)
         self.launch("settle", key, -(-cells // self.team), self.team, (cells, 0, address, 0, 0, 1.0, 0.0, 0.0, 1.0, 0))
 
-    def repeat(self, key, elements, sizes, geometry, parameters, ignored, settlement):
+    def repeat(self, key, elements, sizes, geometry, parameters, ignored, settlement, leaves_sums):
         plan, sums, settles = key.plan, len(key.recipe.sums), settlement is not None
-        if sums > most_sums(key.recipe):
+        if leaves_sums or sums > most_sums(key.recipe):
             return None
         settle_key, (outputs, _, _, *rest) = SettleKey.of(settlement) if settles else (None, (0, 0, 0))
         begin = self.starter("whole", key)
