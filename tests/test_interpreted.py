@@ -92,6 +92,21 @@ def test_one_side_of_a_hard_target_is_what_both_give(space, name, real):
             assert np.array_equal(bits(one), bits(both))
 
 
+@pytest.mark.parametrize("real", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"space": PROBABILITY}, {"smoothing": True}, {"space": PROBABILITY, "bins": 32, "quantised": True}],
+    ids=str,
+)
+def test_a_target_of_0_or_1_has_no_entropy(options, real):
+    """Also where both sides count."""
+    recipe = Recipe(compute=real, prediction=real, target=real, sums=("loss", "target_entropy"), **options)
+    assert formulas()["elements"].may_be_hard(recipe)
+    for one, both in zip(samples(recipe, (0, 1), hard=True), samples(recipe, (0, 1)), strict=True):
+        assert np.array_equal(bits(one), bits(both))
+    assert any(np.any(np.float32(values) == np.float32(0.6931472)) for values in samples(recipe, (0.5,)))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -118,8 +133,10 @@ def test_rows_of_soft_targets_behind_hard_ones_are_done_once_more(axis, layout, 
     def results() -> Results:
         predictions = case.arrays["predictions"]
         where = predictions if in_place else None
+        state = case.loss.state(predictions, targets, sums=("target_entropy", "cross_entropy"), bins=32)
         value, gradient = case.loss.value_and_grad(predictions, targets, grad_out=where)
-        return {"value": np.asarray(value), "gradient": np.array(gradient)}
+        sums = {"state": state.values, "histogram": state.histogram}
+        return {"value": np.asarray(value), "gradient": np.array(gradient), **sums}
 
     with backends.replaced(InterpretedEngine, backends.SMALL_PLAN):
         expected = results()

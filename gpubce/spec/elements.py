@@ -238,9 +238,9 @@ def one_sided(recipe: Recipe) -> bool:
 
 
 def may_be_hard(recipe: Recipe) -> bool:
-    """Whether it is worth to look if targets are 0 or 1, and then to ask for the ``hard`` :func:`element`. Integers
-    always are, or invalid."""
-    return one_sided(recipe) and recipe.target not in INTEGERS
+    """Whether it is worth to look if targets are 0 or 1, and then to ask for the ``hard`` :func:`element`: one side is
+    enough, or their entropy is asked for, which is 0 then. Integers always are, or invalid."""
+    return (one_sided(recipe) or "target_entropy" in recipe.sums) and recipe.target not in INTEGERS
 
 
 @cache
@@ -431,8 +431,8 @@ def element(recipe: Recipe, hard: bool = False):
     outputs and the sample follow recipe.OUTPUTS and quantities.FIELDS, in the compute type; histogram.placer gives what
     is placed.
     """
-    of_hard = hard or (recipe.target in INTEGERS and one_sided(recipe))
-    sides = (_one_side if of_hard else _both_sides)(_of_sides(recipe))
+    one = one_sided(recipe) and (hard or recipe.target in INTEGERS)
+    sides = (_one_side if one else _both_sides)(_of_sides(recipe))
     return _element(_of_sample(recipe), hard, sides)
 
 
@@ -465,7 +465,7 @@ def _element(recipe: Recipe, hard: bool, sides):
     THRESHOLD, K_THRESHOLD = recipe.threshold, at["threshold"]
     # Integers are 0 or 1, or invalid.
     INTEGER = recipe.target in INTEGERS
-    ENTROPY = "target_entropy" in recipe.sums and not INTEGER
+    ENTROPY = "target_entropy" in recipe.sums and not INTEGER and not hard
     HISTOGRAM = recipe.bins > 0
     place = placer(recipe.bins, recipe.quantised, real)
 
