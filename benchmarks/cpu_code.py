@@ -30,6 +30,8 @@ LOOPS = {
     "loss, uint8 targets": {"target": "uint8", "sums": ("loss",)},
     "loss, float16 logits, uint8 targets": {"prediction": "float16", "target": "uint8", "sums": ("loss",)},
     "loss, bfloat16 logits, uint8 targets": {"prediction": "bfloat16", "target": "uint8", "sums": ("loss",)},
+    "loss, int64 targets": {"target": "int64", "sums": ("loss",)},
+    "loss, float64 targets": {"target": "float64", "sums": ("loss",)},
     "loss, mask": {"mask": "bool", "sums": ("loss", "count")},
     "loss, weight": {"weight": "float32", "sums": ("loss", "weight")},
     "loss and gradient": {"outputs": ("gradient",), "sums": ("loss",), "scaled": True},
@@ -41,6 +43,7 @@ LOOPS = {
         "outputs": ("loss", "gradient", "hessian"),
         "sums": ("loss",),
     },
+    "loss and histogram, weight": {"weight": "float32", "sums": ("loss",), "bins": 4096, "quantised": True},
     "focal loss": {"gamma": True, "sums": ("loss",)},
     "float64 loss": {"prediction": "float64", "target": "float64", "compute": "float64", "sums": ("loss",)},
 }

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpubce.spec.processors import converts_float16, is_cuda, vector_registers
+from gpubce.spec.processors import converts_float16, is_cuda, vector_bits, vector_registers
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 
@@ -15,19 +15,21 @@ def target(triple: str, cpu: str, features: str = ""):
 
 
 @pytest.mark.parametrize(
-    ("triple", "cpu", "features", "registers"),
+    ("triple", "cpu", "features", "registers", "bits"),
     [
-        (X86, "nehalem", "", 16),
-        (X86, "x86-64-v3", "", 16),
-        (X86, "x86-64-v4", "", 32),
-        (X86, "skylake-avx512", "", 32),
-        (X86, "znver4", "", 32),
-        (X86, "znver4", "-avx512f", 16),
-        (ARM, "neoverse-n1", "", 32),
+        (X86, "nehalem", "", 16, 128),
+        (X86, "sandybridge", "", 16, 256),
+        (X86, "x86-64-v3", "", 16, 256),
+        (X86, "x86-64-v4", "", 32, 512),
+        (X86, "skylake-avx512", "", 32, 512),
+        (X86, "znver4", "", 32, 512),
+        (X86, "znver4", "-avx512f", 16, 256),
+        (ARM, "neoverse-n1", "", 32, 128),
     ],
 )
-def test_vector_registers(triple, cpu, features, registers):
-    assert vector_registers(target(triple, cpu, features)) == registers
+def test_vector_registers(triple, cpu, features, registers, bits):
+    what = target(triple, cpu, features)
+    assert (vector_registers(what), vector_bits(what)) == (registers, bits)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import pytest
 from numba import njit, types
 from numba.core.codegen import CPUCodeLibrary
 from numba.core.errors import TypingError
+from numba.core.registry import cpu_target
 
 from gpubce.spec import subroutines
 from gpubce.spec.primitives import loader, product, storer
+from gpubce.spec.processors import vector_bits
 from gpubce.spec.subroutines import KernelCompiler, chosen, in_turn, of_elements, over_lanes, subroutine, tuple_of
 
 load, store = loader("float64"), storer("float64")
@@ -212,3 +214,23 @@ def test_as_many_registers_side_by_side_as_llvm_is_told(monkeypatch, number):
     text = "".join(kernel.inspect_llvm().values())
     loop = re.search(r"^vector\.body:.*?^  br ", text, re.MULTILINE | re.DOTALL)
     assert len(re.findall(r" fdiv <", loop[0])) == number
+
+
+def test_mixed_numbers_fill_registers_with_those_of_32_bits():
+    """LLVM would take half as many lanes, where one of 64 bits is stored."""
+    take, keep = loader("float32"), storer("float32")
+
+    @subroutine(types.boolean)
+    def invert(lane, address):
+        x = take(address, lane)
+        keep(address, lane, np.float32(1) / x)
+        store(address, 100 + lane, 2.0 * x)
+        return True
+
+    invert_all = over_lanes("address", invert, mixed=True)
+    kernel = njit(types.boolean(types.int64, types.int64), error_model="numpy", pipeline_class=KernelCompiler)(
+        lambda count, address: invert_all(count, address)
+    )
+    lanes = vector_bits(cpu_target.target_context) // 32
+    found = re.findall(r" fdiv <(\d+) x float>", "".join(kernel.inspect_llvm().values()))
+    assert found == [str(lanes)] * subroutines.MIXED_SIDE_BY_SIDE

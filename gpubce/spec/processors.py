@@ -37,7 +37,7 @@ def vector_registers(context) -> int:
 
 @cache
 def _cpu_vector_registers(triple: str, cpu: str, features: str) -> int:
-    if not triple.startswith(("x86", "i686")):
+    if not _is_x86(triple):
         return 32
     integers, reals = (ir.VectorType(element, 4) for element in (ir.IntType(64), ir.DoubleType()))
 
@@ -46,6 +46,28 @@ def _cpu_vector_registers(triple: str, cpu: str, features: str) -> int:
 
     # An instruction that came with AVX-512.
     return 32 if "vcvtqq2pd" in _assembly(triple, cpu, features, ir.FunctionType(reals, [integers]), convert) else 16
+
+
+def vector_bits(context) -> int:
+    """How wide a CPU's vector registers are: 512 bits with AVX-512, 256 with AVX, 128 on other x86 and on ARM."""
+    return _cpu_vector_bits(*context.codegen().magic_tuple())
+
+
+@cache
+def _cpu_vector_bits(triple: str, cpu: str, features: str) -> int:
+    if not _is_x86(triple):
+        return 128
+    sixteen = ir.VectorType(ir.FloatType(), 16)
+
+    def add(builder, one, other):
+        builder.ret(builder.fadd(one, other))
+
+    text = _assembly(triple, cpu, features, ir.FunctionType(sixteen, [sixteen] * 2), add)
+    return 512 if "zmm" in text else 256 if "ymm" in text else 128
+
+
+def _is_x86(triple: str) -> bool:
+    return triple.startswith(("x86", "i686"))
 
 
 def _assembly(triple: str, cpu: str, features: str, kind: ir.FunctionType, fill: Callable) -> str:

@@ -517,7 +517,7 @@ def _row(memory: Scratch, take):
             take(scratch + filled, lane, known)
             return is_hard
 
-        return over_lanes("start addresses parameters ignored scratch filled", each)
+        return over_lanes("start addresses parameters ignored scratch filled", each, key.mixed)
 
     of_all = lanes(element(key.recipe))
     of_hard = lanes(element(key.recipe, hard=True)) if LOOKS else _not_hard
