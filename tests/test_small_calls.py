@@ -214,6 +214,18 @@ def test_several_blocks_are_repeated(sessions, monkeypatch, method, threads):
                 assert times(sessions, loss) == (3 if method == "value_and_grad" and options == "weights" else 1)
 
 
+def test_much_scratch_is_not_kept(monkeypatch, sessions):
+    """What pieces of transposed arrays take."""
+    monkeypatch.setattr(launch, "_spare", [])
+    loss = BinaryCrossEntropy(from_logits=True)
+    for seed in range(3):
+        turned = [array.T for array in drawn(seed, shape=(16_000, 40))[:2]]
+        assert same([loss(*turned)], [replace(loss)(*turned)])
+    assert times(sessions, loss) == 1 and launch._spare == []
+    loss(*drawn(0)[:2])
+    assert same([loss(*drawn(1)[:2])], [replace(loss)(*drawn(1)[:2])]) and len(launch._spare) == 1
+
+
 EVERY_SUM = tuple(name for name in QUANTITIES if name not in WITH_BASELINE)
 
 

@@ -35,6 +35,9 @@ _spare: list[tuple[int, np.ndarray | None, int]] = []
 """Scratch of such calls that have ended: cells, owner and address. As many as there were at once; new scratch takes
 0.7 us."""
 
+KEPT_CELLS = 1 << 17
+"""Cells of scratch up to which it is kept for the next call: 1 MiB. Pieces of transposed arrays may take more."""
+
 OWN_CELLS = 1 << 20
 """Cells of histograms up to which every thread has its own: 8 MiB."""
 
@@ -182,7 +185,8 @@ class CpuEngine:
             if leaves_sums:
                 ctypes.memmove(result, states, ITEMSIZE[ACCUMULATOR] * 2 * sums)
             first = ctypes.c_double.from_address(states).value
-            _spare.append(spare)
+            if cells <= KEPT_CELLS:
+                _spare.append(spare)
             return first
 
         return Repeat(0, once_more)
