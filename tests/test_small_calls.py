@@ -201,7 +201,8 @@ def test_what_cannot_be_written_is_told_as_by_a_session(wrong):
 @pytest.mark.parametrize("method", METHODS)
 def test_several_blocks_are_repeated(sessions, monkeypatch, method, threads):
     """Their partials are combined in one step, or in several, as many numbers as there are sums."""
-    monkeypatch.setattr(launch, "WORTH_A_THREAD", 1 if threads > 1 else 1 << 16)
+    if threads > 1:
+        monkeypatch.setattr(launch, "WORTH_A_THREAD", 1)
     sizes = {dispatch.PLAN: 2 * dispatch.PLAN.block + 1, backends.SMALL_PLAN: 5000}
     for plan, size in list(sizes.items())[: 1 + (method == "value")]:
         with backends.replaced(lambda: launch.CpuEngine(threads), plan):
@@ -388,7 +389,7 @@ def test_threads_repeat_at_once():
     expected = [replace(loss).value_and_grad(*each) for each in given]
 
     def agrees(place: int) -> bool:
-        return all(same(loss.value_and_grad(*given[place]), expected[place]) for _ in range(50))
+        return all(same(loss.value_and_grad(*given[place]), expected[place]) for _ in range(200))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(agrees, range(8)))
