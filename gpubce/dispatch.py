@@ -519,7 +519,7 @@ class Session:
         NaN."""
         from gpubce.backends import pipeline
 
-        if not self._can_repeat(engine) or not engine.at_once:
+        if not self._can_repeat(engine):
             return None
         repeat = pipeline.repeat(self._jobs[0], None, engine, leaves_sums=True)
         if repeat is None:
@@ -584,7 +584,6 @@ class Session:
 
         if not self._can_repeat(engine):
             return None
-        given = tuple(role for role in ROLES if role in self.given)
         job, settlement = self._jobs[0], self._settlements[0] if self._settlements else None
         repeat = pipeline.repeat(job, settlement, engine)
         if repeat is None:
@@ -598,7 +597,7 @@ class Session:
         if cells:
             made.append(((cells,), ACCUMULATOR))
         noticed = job.work.recipe.sums[0] if self.checked else None
-        read = [self.given[role].reach for role in given]
+        read = [self.given[role].reach for role in job.work.recipe.roles]
         written = [self._outs[OUTPUTS[name]].reach for name in wanted if OUTPUTS[name] in self._outs]
 
         def again(addresses: tuple[int, ...], there: Places) -> tuple[Any, ...] | None:

@@ -30,22 +30,9 @@ def _cpu_converts_float16(triple: str, cpu: str, features: str) -> bool:
 
 
 def vector_registers(context) -> int:
-    """How many vector registers a CPU has: 16 on x86, 32 there with AVX-512 (that of Skylake or later) and on all
-    others, which are ARM for Numba."""
-    return _cpu_vector_registers(*context.codegen().magic_tuple())
-
-
-@cache
-def _cpu_vector_registers(triple: str, cpu: str, features: str) -> int:
-    if not _is_x86(triple):
-        return 32
-    integers, reals = (ir.VectorType(element, 4) for element in (ir.IntType(64), ir.DoubleType()))
-
-    def convert(builder, four):
-        builder.ret(builder.sitofp(four, reals))
-
-    # An instruction that came with AVX-512.
-    return 32 if "vcvtqq2pd" in _assembly(triple, cpu, features, ir.FunctionType(reals, [integers]), convert) else 16
+    """How many vector registers a CPU has: 16 on x86, 32 there with AVX-512 and on all others, which are ARM for
+    Numba."""
+    return 16 if _is_x86(context.codegen().magic_tuple()[0]) and vector_bits(context) < 512 else 32
 
 
 def vector_bits(context) -> int:

@@ -58,8 +58,7 @@ class CpuEngine:
 
     def whole(self, key, elements, addresses, geometry, parameters, ignored, partials, count, histogram, unit):
         blocks = key.plan.blocks(elements)
-        room = min(key.room(geometry), blocks * key.plan.block)
-        cells = scratch_of(key, False).cells(room)
+        room, cells = _scratch_for(key, blocks, geometry)
         size, given = (room, elements), (addresses, geometry, parameters, ignored)
         self._pass(compiled.whole, key, cells, size, blocks, 1, elements, given, (partials, count), histogram, unit)
 
@@ -154,8 +153,8 @@ class CpuEngine:
         kernel, settle = compiled.whole(key), None
         combine = compiled.combine(key.plan) if sizes[1:] else None
         blocks, sums = sizes[0], len(key.recipe.sums)
-        piece = min(key.room(geometry), blocks * key.plan.block)
-        own_cells = scratch_of(key, False).cells(piece)  # What combines them takes two rows of lanes: a sum has those.
+        piece, own_cells = _scratch_for(key, blocks, geometry)
+        # What combines blocks takes two rows of lanes of it: a sum has those.
         cells = own_cells + 2 * sums * sum(sizes)
         if settlement is not None:
             settle_key, (outputs, _, _, *rest) = SettleKey.of(settlement)
@@ -197,6 +196,12 @@ class CpuEngine:
 
     def _threads(self, tasks: int, elements: int) -> int:
         return min(self.own_threads or thread_count(), tasks, -(-elements // WORTH_A_THREAD))
+
+
+def _scratch_for(key, blocks: int, geometry) -> tuple[int, int]:
+    """The elements of which a pass over so many blocks brings strided arrays into scratch at once, and its cells."""
+    room = min(key.room(geometry), blocks * key.plan.block)
+    return room, scratch_of(key, False).cells(room)
 
 
 def _begins(kernel, cells, size, given, where, histogram: Callable[[], int], unit) -> Callable[[], Work]:
