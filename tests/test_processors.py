@@ -3,10 +3,17 @@
 from types import SimpleNamespace
 
 import pytest
+from numba.core.registry import cpu_target
 
 from gpubce.spec.processors import converts_float16, is_cuda, vector_bits, vector_registers
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+
+
+@pytest.fixture(autouse=True)
+def numba_is_ready():
+    """It tells LLVM for which processors there will be code; this file alone fails where nothing else has asked it."""
+    return cpu_target.target_context
 
 
 def target(triple: str, cpu: str, features: str = ""):
