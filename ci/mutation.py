@@ -404,7 +404,7 @@ def main():
         sys.exit(report() > 0)
     for module in arguments.modules:
         tests = arguments.tests or (INTERPRETED if arguments.interpreted else TESTS[module])[: arguments.first]
-        tests += ["--interpreted"] * arguments.interpreted
+        tests += ["--interpreted" if arguments.interpreted else "--compiled"]
         run(module, arguments.timeout, tests, arguments.what == "again")
 
 

@@ -1,5 +1,9 @@
 """Where there is no GPU, tests marked ``gpu`` are skipped, with the reason. Under --require-gpu nothing may be skipped.
 
+Tests marked ``meaning`` are about what calls mean and not about kernels. They take the specification executed as Python,
+which gives the kernels' bits (test_interpreted, test_contract): the kernels of these 600 tests took a fifth of the
+suite's time to compile. With --compiled, as in ci/exhaustive, they meet kernels.
+
 Tests marked ``exhaustive`` are left out unless -m asks for them by name, as ci/exhaustive does."""
 
 import gc
@@ -16,13 +20,16 @@ gc.set_threshold(100_000, 20, 20)
 
 def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="fail where a test would be skipped")
-    parser.addoption("--interpreted", action="store_true", help="execute the specification as Python, not as a kernel")
+    parser.addoption("--interpreted", action="store_true", help="execute the specification as Python in every test")
+    parser.addoption("--compiled", action="store_true", help="execute kernels in tests of what calls mean too")
 
 
 @pytest.fixture(autouse=True)
 def _interpreted(request):
-    """ci/mutation.py asks for it: nothing is compiled anew for each mutant."""
-    if not request.config.getoption("--interpreted"):
+    """ci/mutation.py asks for either in every test; where it is as Python, nothing is compiled anew for each mutant."""
+    asked = request.config.getoption
+    about_meaning = "meaning" in request.keywords and not (asked("--compiled") or asked("--require-gpu"))
+    if not (about_meaning or asked("--interpreted")):
         yield
         return
     from tests.backends import replaced

@@ -15,6 +15,8 @@ from gpubce.errors import OptionError
 from tests import tolerances
 from tests.processes import run
 
+pytestmark = pytest.mark.meaning
+
 LABELS = np.array([1, 0, 1, 1, 0, 0, 1, 0])
 WEIGHT = np.array([1.0, 2.0, 0.5, 1.0, 3.0, 0.25, 1.5, 1.0])
 

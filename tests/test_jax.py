@@ -18,6 +18,8 @@ from gpubce.errors import DtypeError, InvalidValueError, OptionError, ShapeError
 from tests import tolerances  # noqa: E402
 from tests.processes import run  # noqa: E402
 
+pytestmark = pytest.mark.meaning
+
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(4, 5, 3)).astype(np.float32)
 P = RNG.random((4, 5, 3), np.float32)

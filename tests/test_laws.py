@@ -14,6 +14,8 @@ from hypothesis.extra.numpy import arrays
 from gpubce import BinaryCrossEntropy
 from tests.cases import bits
 
+pytestmark = pytest.mark.meaning
+
 few = settings(max_examples=25, deadline=None)
 
 SUM = 1e-15

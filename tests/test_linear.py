@@ -14,6 +14,8 @@ from gpubce.errors import ArrayError, DtypeError, InvalidValueError, OptionError
 from tests import tolerances
 from tests.processes import run
 
+pytestmark = pytest.mark.meaning
+
 torch = pytest.importorskip("torch", reason="autograd is the reference")
 
 ROWS, LABELS, FEATURES = 7, 11, 3

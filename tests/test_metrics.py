@@ -15,6 +15,8 @@ from tests.tolerances import FIGURES_AGREE
 sklearn = pytest.importorskip("sklearn", reason="scikit-learn is the peer here")
 from sklearn import calibration, datasets, linear_model, metrics  # noqa: E402
 
+pytestmark = pytest.mark.meaning
+
 SETS = ("flights", "breast cancer", "digits", "soft")
 
 

@@ -9,6 +9,8 @@ import gpubce
 from tests import tolerances
 from tests.oracle import mp, truth
 
+pytestmark = pytest.mark.meaning
+
 OPTIONS = {
     "plain": {},
     "class_weight": {"class_weight": (0.3, 1.7)},

@@ -14,6 +14,8 @@ from gpubce.adapters.sklearn import log_loss, scorer  # noqa: E402
 from gpubce.errors import ArrayError, DtypeError, GpubceError, InvalidValueError, OptionError, ShapeError  # noqa: E402
 from tests import tolerances  # noqa: E402
 
+pytestmark = pytest.mark.meaning
+
 RNG = np.random.default_rng(5)
 Y = RNG.integers(0, 2, 200)
 P = np.where(RNG.random(200) < 0.1, RNG.integers(0, 2, 200), RNG.random(200))

@@ -43,6 +43,7 @@ WEIGHTS = {"none": None, "scalar": (), "by label": (3,), "by row": (4, 1), "by e
 # Values ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.meaning
 @SPACES
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -60,6 +61,7 @@ def test_values_and_gradients_are_those_of_pytorch(own, peer, make, reduction, w
         torch.testing.assert_close(mine, other, rtol=tolerances.TORCH_ADAPTER, atol=tolerances.TORCH_ADAPTER)
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize("shape", [(), (3,), (4, 1), (4, 3)])
 def test_pos_weight_broadcasts_as_in_pytorch(shape):
     x, y, pos_weight = numbers(4, 3), unit(4, 3), 3 * unit(*shape)
@@ -72,6 +74,7 @@ def test_pos_weight_broadcasts_as_in_pytorch(shape):
         )
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize("name", ["binary_cross_entropy", "binary_cross_entropy_with_logits"])
 def test_pytorchs_own_samples_pass(name):
     invocations = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="expecttest")
@@ -134,6 +137,7 @@ def test_half_precision_is_reduced_in_float32():
 # Derivatives ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.meaning
 @SPACES
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_derivatives_are_those_of_differences(own, peer, make, reduction):
@@ -146,6 +150,7 @@ def test_derivatives_are_those_of_differences(own, peer, make, reduction):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_pos_weight_has_a_gradient(reduction):
     inputs = [tensor.requires_grad_() for tensor in (numbers(3, 2), unit(3, 2), unit(2))]
@@ -157,6 +162,7 @@ def test_pos_weight_has_a_gradient(reduction):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize("options", [{"axis": 0}, {"axis": (0, -1)}, {"axis": 1, "reduction": "sum"}], ids=str)
 def test_results_along_axes_have_gradients(options):
     x, y = numbers(2, 3, 2).requires_grad_(), unit(2, 3, 2).requires_grad_()
@@ -165,6 +171,7 @@ def test_results_along_axes_have_gradients(options):
     assert torch.autograd.gradgradcheck(function, (x, y))
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize(
     "options",
     [{"gamma": 2.0}, {"alpha": 0.3}, {"label_smoothing": 0.1}, {"ignore_index": 0}, {"denominator": "weights"}],
@@ -178,6 +185,7 @@ def test_missing_derivatives_are_refused(options):
     ours.binary_cross_entropy_with_logits(x, y.detach(), **options).backward()
 
 
+@pytest.mark.meaning
 def test_a_third_derivative_is_refused():
     x = numbers(4).requires_grad_()
     gradient = torch.autograd.grad(ours.binary_cross_entropy_with_logits(x, unit(4)), x, create_graph=True)[0]
@@ -197,6 +205,7 @@ def test_backward_keeps_the_inputs_and_nothing_else():
 # Transforms -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("in_dims", [(0, 0, None), (1, 1, None), (0, None, None), (None, 0, None), (0, 0, 0)], ids=str)
 def test_vmap_gives_one_result_for_each_sample(reduction, in_dims):
@@ -248,6 +257,7 @@ def test_a_training_that_diverges_is_told_as_by_pytorch(own, peer, make, reducti
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_several_gradients_at_once(reduction):
     x, y = numbers(5), unit(5)
@@ -305,6 +315,7 @@ def test_checkpointing_recomputes_it():
     assert torch.equal(x.grad, expected)
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_autocast_gives_float32(reduction):
     model, targets = tagger(), torch.rand(32, 3) < 0.3
@@ -451,6 +462,7 @@ def test_pos_weight_may_be_any_sequence_of_numbers(weights):
         assert "pos_weight=(1.0, 2.0, 3.0)" in repr(layer)
 
 
+@pytest.mark.meaning
 @pytest.mark.parametrize(
     "options",
     [
