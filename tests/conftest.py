@@ -1,8 +1,8 @@
 """Where there is no GPU, tests marked ``gpu`` are skipped, with the reason. Under --require-gpu nothing may be skipped.
 
-Tests marked ``meaning`` are about what calls mean and not about kernels. They take the specification executed as Python,
-which gives the kernels' bits (test_interpreted, test_contract): the kernels of these 600 tests took a fifth of the
-suite's time to compile. With --compiled, as in ci/exhaustive, they meet kernels.
+Tests marked ``meaning`` are about what calls mean and not about kernels. They take the specification executed as
+Python, which gives the kernels' bits (test_interpreted, test_contract): the kernels of these 700 tests took a fifth of
+the suite's time to compile. With --compiled, as in ci/exhaustive, they meet kernels.
 
 Tests marked ``exhaustive`` are left out unless -m asks for them by name, as ci/exhaustive does."""
 

@@ -67,8 +67,9 @@ def ptx_is_exact_and_whole(seen: Examined) -> Iterator[str]:
         "flushed subnormals": r"\.ftz\b",
         "an approximation": r"\.approx\b|\bdiv\.full\b",
     }.items():
-        if found := re.search(f".*({pattern}).*", seen.ptx):
-            yield f"{what}: {found[0].strip()}"
+        if found := re.search(pattern, seen.ptx):
+            line = seen.ptx.count("\n", 0, found.start())
+            yield f"{what}: {seen.ptx.splitlines()[line].strip()}"
 
 
 def fmas(text: str) -> Counter[str]:
