@@ -321,4 +321,6 @@ def _flags(context, inline):
     flags = ConfigStack.top_or_none().copy()
     flags.error_model = "numpy"
     flags.forceinline = inline
+    if is_cuda(context):
+        flags.discard("compute_capability")
     return flags
