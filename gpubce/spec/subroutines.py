@@ -132,14 +132,49 @@ def chosen(typingctx, elements, place):
     would keep kernels from the disk."""
 
     def codegen(context, builder, signature, values):
-        elements, place = values
-        result = builder.extract_value(elements, 0)
-        for number in range(1, signature.args[0].count):
-            here = builder.icmp_signed("==", place, place.type(number))
-            result = builder.select(here, builder.extract_value(elements, number), result)
-        return result
+        return _chosen(builder, signature.args[0], *values)
 
     return elements.dtype(elements, types.int64), codegen
+
+
+@intrinsic
+def chosen_of_each(typingctx, tuples, place):
+    """Element ``place`` of each of several tuples of numbers."""
+
+    def codegen(context, builder, signature, values):
+        tuples, place = values
+        elements = [
+            _chosen(builder, kind, builder.extract_value(tuples, number), place)
+            for number, kind in enumerate(signature.args[0])
+        ]
+        return context.make_tuple(builder, signature.return_type, elements)
+
+    return types.BaseTuple.from_types([kind.dtype for kind in tuples])(tuples, types.int64), codegen
+
+
+def _chosen(builder, kind, elements, place):
+    result = builder.extract_value(elements, 0)
+    for number in range(1, kind.count):
+        result = builder.select(_is(builder, place, number), builder.extract_value(elements, number), result)
+    return result
+
+
+def _is(builder, place, number):
+    return builder.icmp_signed("==", place, place.type(number))
+
+
+@intrinsic
+def replaced(typingctx, elements, place, value):
+    """The tuple of numbers with ``value`` as element ``place``."""
+
+    def codegen(context, builder, signature, values):
+        result, place, value = values
+        for number in range(signature.args[0].count):
+            element = builder.select(_is(builder, place, number), value, builder.extract_value(result, number))
+            result = builder.insert_value(result, element, number)
+        return result
+
+    return elements(elements, types.int64, elements.dtype), codegen
 
 
 def over_lanes(arguments: str, body, mixed: bool = False):

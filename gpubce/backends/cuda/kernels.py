@@ -26,7 +26,7 @@ from gpubce.spec.primitives import (
 )
 from gpubce.spec.quantities import collector
 from gpubce.spec.recipe import OUTPUTS, ROLES
-from gpubce.spec.subroutines import in_turn, subroutine, tuple_of
+from gpubce.spec.subroutines import chosen, chosen_of_each, in_turn, replaced, subroutine, tuple_of
 
 inlined = njit(inline="always", error_model="numpy")
 
@@ -96,17 +96,11 @@ def _aligned_reader(storage: str, k: int):
 def _flat_reader(storage: str, k: int):
     load = loader(storage)
 
-    @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
-    def read_flat(addresses, geometry, index, present):
-        last = present - 1
-        return (
-            load(addresses[k], index),
-            load(addresses[k], index + min(1, last)),
-            load(addresses[k], index + min(2, last)),
-            load(addresses[k], index + min(3, last)),
-        )
+    @subroutine(WIDE_TYPES[widened(storage)])
+    def read_flat(addresses, geometry, index):
+        return load(addresses[k], index)
 
-    return read_flat
+    return _one_by_one(storage, read_flat)
 
 
 @cache
@@ -114,17 +108,34 @@ def _strided_reader(storage: str, k: int, dimensions: int, slot: int):
     load = loader(storage)
     offset = strided_offset(dimensions, slot)
 
+    @subroutine(WIDE_TYPES[widened(storage)])
+    def read_strided(addresses, geometry, index):
+        return load(addresses[k] + offset(index, geometry), 0)
+
+    return _one_by_one(storage, read_strided)
+
+
+@subroutine(types.UniTuple(types.int64, QUAD))
+def _indices(index, present):
+    last = present - 1
+    return index, index + min(1, last), index + min(2, last), index + min(3, last)
+
+
+@cache
+def _one_by_one(storage: str, read):
+    """The reader that reads its elements one by one."""
+
     @subroutine(types.UniTuple(WIDE_TYPES[widened(storage)], QUAD))
-    def read_strided(addresses, geometry, index, present):
-        last = present - 1
+    def read_one_by_one(addresses, geometry, index, present):
+        first, second, third, fourth = _indices(index, present)
         return (
-            load(addresses[k] + offset(index, geometry), 0),
-            load(addresses[k] + offset(index + min(1, last), geometry), 0),
-            load(addresses[k] + offset(index + min(2, last), geometry), 0),
-            load(addresses[k] + offset(index + min(3, last), geometry), 0),
+            read(addresses, geometry, first),
+            read(addresses, geometry, second),
+            read(addresses, geometry, third),
+            read(addresses, geometry, fourth),
         )
 
-    return read_strided
+    return read_one_by_one
 
 
 def _writer(key: KernelKey, output: str, full: bool):
@@ -154,7 +165,7 @@ def _flat_writer(storage: str, k: int, which: int):
     def write_flat(addresses, geometry, index, present, outputs):
         for q in range(QUAD):
             if q < present:
-                store(addresses[k], index + q, outputs[which][q])
+                store(addresses[k], index + q, chosen(outputs[which], q))
 
     return write_flat
 
@@ -168,20 +179,9 @@ def _strided_writer(storage: str, k: int, which: int, dimensions: int, slot: int
     def write_strided(addresses, geometry, index, present, outputs):
         for q in range(QUAD):
             if q < present:
-                store(addresses[k] + offset(index + q, geometry), 0, outputs[which][q])
+                store(addresses[k] + offset(index + q, geometry), 0, chosen(outputs[which], q))
 
     return write_strided
-
-
-@inlined
-def _put(values, q, value):
-    """The tuple with element q replaced: selects that vanish when the loop over q is unrolled."""
-    return (
-        value if q == 0 else values[0],
-        value if q == 1 else values[1],
-        value if q == 2 else values[2],
-        value if q == 3 else values[3],
-    )
 
 
 @cache
@@ -226,24 +226,10 @@ def _samples(key: KernelKey, hard: bool):
         gradients = (zero, zero, zero, zero)
         hessians = (zero, zero, zero, zero)
         for q in range(QUAD):
-            outputs, known, placed = sample(
-                q < present,
-                (
-                    inputs[0][q],
-                    inputs[1][q],
-                    inputs[2][q],
-                    inputs[3][q],
-                    inputs[4][q],
-                    inputs[5][q],
-                    inputs[6][q],
-                    inputs[7][q],
-                ),
-                parameters,
-                ignored,
-            )
-            losses = _put(losses, q, outputs[0])
-            gradients = _put(gradients, q, outputs[1])
-            hessians = _put(hessians, q, outputs[2])
+            outputs, known, placed = sample(q < present, chosen_of_each(inputs, q), parameters, ignored)
+            losses = replaced(losses, q, outputs[0])
+            gradients = replaced(gradients, q, outputs[1])
+            hessians = replaced(hessians, q, outputs[2])
             add(q < present, histogram + q * apart, unit, placed)
             values = collect(known)
             for k in range(sums):
@@ -266,7 +252,8 @@ def _of_four(key: KernelKey):
     def samples(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit):
         hard = True
         for q in range(QUAD):
-            hard = hard & ((inputs[2][q] == 0) | (inputs[2][q] == 1))
+            y = chosen(inputs[2], q)
+            hard = hard & ((y == 0) | (y == 1))
         if hard:
             return of_hard(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit)
         return of_all(present, inputs, parameters, ignored, hi, lo, histogram, apart, unit)
