@@ -11,10 +11,24 @@ from numba.core.codegen import CPUCodeLibrary
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 
+from gpubce.backends.cuda.compile import ptx
+from gpubce.backends.kernel_key import KernelKey
 from gpubce.spec import subroutines
+from gpubce.spec.geometry import FLAT
 from gpubce.spec.primitives import loader, product, storer
 from gpubce.spec.processors import vector_bits
-from gpubce.spec.subroutines import KernelCompiler, chosen, in_turn, of_elements, over_lanes, subroutine, tuple_of
+from gpubce.spec.recipe import Recipe
+from gpubce.spec.subroutines import (
+    KernelCompiler,
+    chosen,
+    chosen_of_each,
+    in_turn,
+    of_elements,
+    over_lanes,
+    replaced,
+    subroutine,
+    tuple_of,
+)
 
 load, store = loader("float64"), storer("float64")
 
@@ -109,6 +123,20 @@ def test_one_of_a_tuple_is_chosen_and_nothing_raised():
     assert "IndexError" not in "".join(choose.inspect_llvm().values())
 
 
+def test_one_of_each_tuple_is_chosen():
+    numbers, truths = types.UniTuple(types.float64, 2), types.UniTuple(types.boolean, 2)
+    choose = njit(types.Tuple((types.float64, types.boolean))(types.Tuple((numbers, truths)), types.int64))(
+        lambda tuples, place: chosen_of_each(tuples, place)
+    )
+    assert [choose(((1.0, 2.0), (True, False)), place) for place in (0, 1)] == [(1.0, True), (2.0, False)]
+
+
+def test_one_of_a_tuple_is_replaced():
+    few = types.UniTuple(types.float64, 3)
+    replace = njit(few(few, types.int64, types.float64))(lambda few, place, value: replaced(few, place, value))
+    assert [replace((1.0, 2.0, 3.0), place, 9.0) for place in (0, 2)] == [(9.0, 2.0, 3.0), (1.0, 2.0, 9.0)]
+
+
 def test_kernels_go_through_all_passes_that_find_something(monkeypatch):
     """The others leave the machine code as it is."""
 
@@ -141,6 +169,33 @@ def test_every_function_of_a_kernel_asks_for_whole_registers(monkeypatch):
     defined = [line for module in seen for line in module.splitlines() if line.startswith("define")]
     assert len(defined) > 2
     assert all('"prefer-vector-width"="512"' in line for line in defined)
+
+
+def test_kernels_are_called_from_python_alone():
+    plain, kernel = (
+        "".join(njit(types.float64(types.float64), **by)(lambda a: a / 2).inspect_llvm().values())
+        for by in ({}, {"pipeline_class": KernelCompiler})
+    )
+    assert all(re.search(r"^define .*cpython", text, re.M) for text in (plain, kernel))
+    assert [bool(re.search(r"^define .*@cfunc", text, re.M)) for text in (plain, kernel)] == [True, False]
+
+
+def test_cuda_has_one_subroutine_for_every_capability(monkeypatch):
+    compiler, seen = subroutines._cuda_compiler(), []
+    compile_it = compiler.compile_extra
+
+    def record(self, function):
+        assert self.state.flags.compute_capability is None
+        seen.append(function.__name__)
+        return compile_it(self, function)
+
+    monkeypatch.setattr(compiler, "compile_extra", record)
+    key = KernelKey(Recipe(prediction="float16", target="uint16", sums=("loss",)), (FLAT, FLAT))
+    assert ".target sm_80" in ptx("whole", key, (8, 0))
+    assert {"step", "samples", "read_flat"} <= set(seen)
+    seen.clear()
+    assert ".target sm_90" in ptx("whole", key, (9, 0))
+    assert set(seen) == {"step"}, "which calls functions that are made anew"
 
 
 def test_a_tuple_holds_what_each_subroutine_gives_in_its_own_type():
