@@ -180,6 +180,12 @@ def test_kernels_are_called_from_python_alone():
     assert [bool(re.search(r"^define .*@cfunc", text, re.M)) for text in (plain, kernel)] == [True, False]
 
 
+def test_a_process_that_compiles_for_cuda_compiles_for_its_cpu_too():
+    """Numba before 0.67 looks an intrinsic up by what emits it, whatever the target that is for."""
+    emitters = [load._defn(context, types.int64, types.int64)[1] for context in (None, cpu_target.typing_context)]
+    assert emitters[0] is emitters[1]
+
+
 def test_cuda_has_one_subroutine_for_every_capability(monkeypatch):
     compiler, seen = subroutines._cuda_compiler(), []
     compile_it = compiler.compile_extra

@@ -15,12 +15,11 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from gpubce.spec import plan
 from gpubce.spec.precision import ITEMSIZE, widened
 from gpubce.spec.processors import converts_float16, is_cuda
-from gpubce.spec.subroutines import subroutine
+from gpubce.spec.subroutines import intrinsic, subroutine
 
 WIDE_TYPES = {"float32": types.float32, "float64": types.float64, "int64": types.int64}
 """The Numba types in which kernels see stored values."""

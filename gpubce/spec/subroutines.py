@@ -4,18 +4,32 @@ They compile for the CPU and, but for :func:`over_lanes`, for CUDA, with no devi
 intrinsics, for functions made with :func:`subroutine`, and for ``inline="always"``.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable
-from functools import cache, partial
+from functools import cache, partial, wraps
 from uuid import uuid4
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
-from numba.extending import intrinsic
 
 from gpubce.spec.processors import is_cuda, vector_bits, vector_registers
+
+
+def intrinsic(definition):
+    """Numba's, with one way to emit it for all targets. Before Numba 0.67 calls found the last one that any target was
+    given: a process that had compiled for CUDA could compile nothing more for the CPU."""
+    known: dict[tuple, object] = {}
+
+    @wraps(definition)
+    def defined_once(typingctx, *arguments):
+        if arguments not in known:
+            known[arguments] = definition(typingctx, *arguments)
+        return known[arguments]
+
+    return extending.intrinsic(defined_once)
 
 
 def subroutine(result, inline=True):
@@ -349,13 +363,21 @@ def _compiled(context, builder, function, signature, inline):
 
 def _flags(context, inline):
     """The flags of the kernel that is being compiled, with division by IEEE 754, and the call inlined."""
-    if is_cuda(context):
-        from numba.cuda.core.targetconfig import ConfigStack
-    else:
-        from numba.core.targetconfig import ConfigStack
-    flags = ConfigStack.top_or_none().copy()
+    flags = _flags_of(context).top_or_none().copy()
     flags.error_model = "numpy"
     flags.forceinline = inline
     if is_cuda(context):
         flags.discard("compute_capability")
     return flags
+
+
+def _flags_of(context):
+    """Where a target's compiler keeps its flags: numba-cuda has a place of its own since 0.20."""
+    if is_cuda(context):
+        with contextlib.suppress(ImportError):
+            from numba.cuda.core.targetconfig import ConfigStack
+
+            return ConfigStack
+    from numba.core.targetconfig import ConfigStack
+
+    return ConfigStack
