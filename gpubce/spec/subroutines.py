@@ -4,7 +4,6 @@ They compile for the CPU and, but for :func:`over_lanes`, for CUDA, with no devi
 intrinsics, for functions made with :func:`subroutine`, and for ``inline="always"``.
 """
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterable
 from functools import cache, partial, wraps
@@ -363,21 +362,13 @@ def _compiled(context, builder, function, signature, inline):
 
 def _flags(context, inline):
     """The flags of the kernel that is being compiled, with division by IEEE 754, and the call inlined."""
-    flags = _flags_of(context).top_or_none().copy()
+    if is_cuda(context):
+        from numba.cuda.core.targetconfig import ConfigStack
+    else:
+        from numba.core.targetconfig import ConfigStack
+    flags = ConfigStack.top_or_none().copy()
     flags.error_model = "numpy"
     flags.forceinline = inline
     if is_cuda(context):
         flags.discard("compute_capability")
     return flags
-
-
-def _flags_of(context):
-    """Where a target's compiler keeps its flags: numba-cuda has a place of its own since 0.20."""
-    if is_cuda(context):
-        with contextlib.suppress(ImportError):
-            from numba.cuda.core.targetconfig import ConfigStack
-
-            return ConfigStack
-    from numba.core.targetconfig import ConfigStack
-
-    return ConfigStack
