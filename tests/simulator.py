@@ -1,5 +1,6 @@
 """Numba's CUDA simulator, in a process that has the environment variable NUMBA_ENABLE_CUDASIM."""
 
+import threading
 import time
 
 
@@ -8,9 +9,8 @@ def share_processor() -> None:
     that compile took 3 to 10 times as long. From now on, a thread that is asked lets others go on."""
     from numba.cuda.simulator import kernel
 
-    class Thread(kernel.BlockThread):
-        def is_alive(self):
-            time.sleep(0)
-            return super().is_alive()
+    def is_alive(self) -> bool:
+        time.sleep(0)
+        return threading.Thread.is_alive(self)
 
-    kernel.BlockThread = Thread
+    kernel.BlockThread.is_alive = is_alive
