@@ -198,7 +198,7 @@ def test_cuda_has_one_subroutine_for_every_capability(monkeypatch):
     monkeypatch.setattr(compiler, "compile_extra", record)
     key = KernelKey(Recipe(prediction="float16", target="uint16", sums=("loss",)), (FLAT, FLAT))
     assert ".target sm_80" in ptx("whole", key, (8, 0))
-    assert {"step", "samples", "read_flat"} <= set(seen)
+    assert "step" in seen, "beside what an earlier test did not compile"
     seen.clear()
     assert ".target sm_90" in ptx("whole", key, (9, 0))
     assert set(seen) == {"step"}, "which calls functions that are made anew"
