@@ -9,7 +9,7 @@ import pytest
 
 from gpubce.spec.plan import Plan
 from tests import backends
-from tests.cases import TARGET_TYPES, Case, differences
+from tests.cases import INPUT_TYPES, TARGET_TYPES, Case, differences
 from tests.matrix import FULL, Row, matrix, named, problems
 from tests.pairwise import covering_rows
 
@@ -40,9 +40,9 @@ def test_ptx_agrees_on_the_full_plan(name):
 
 
 @pytest.mark.parametrize("target_type", TARGET_TYPES)
-@pytest.mark.parametrize("input_type", ["float32", "float64"])
+@pytest.mark.parametrize("input_type", INPUT_TYPES)
 def test_targets_of_every_type_are_read(input_type, target_type):
-    """A target means the same number whatever holds it; float16 and bfloat16 predictions meet it as float32."""
+    """A target means the same number whatever holds it."""
     options = (("from_logits", True), ("reduction", "none"))
     case = Case(options, input_type, target_type, seed=3)
     arrays = case.arrays
