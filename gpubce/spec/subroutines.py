@@ -20,13 +20,11 @@ from gpubce.spec.processors import is_cuda, vector_bits, vector_registers
 def intrinsic(definition):
     """Numba's, with one way to emit it for all targets. Before Numba 0.67 calls found the last one that any target was
     given: a process that had compiled for CUDA could compile nothing more for the CPU."""
-    known: dict[tuple, object] = {}
+    for_types = cache(partial(definition, None))  # No definition asks for the context of a target.
 
     @wraps(definition)
     def defined_once(typingctx, *arguments):
-        if arguments not in known:
-            known[arguments] = definition(typingctx, *arguments)
-        return known[arguments]
+        return for_types(*arguments)
 
     return extending.intrinsic(defined_once)
 
@@ -361,7 +359,8 @@ def _compiled(context, builder, function, signature, inline):
 
 
 def _flags(context, inline):
-    """The flags of the kernel that is being compiled, with division by IEEE 754, and the call inlined."""
+    """The flags of the kernel that is being compiled, with division by IEEE 754, and the call inlined. A subroutine is
+    the same for every compute capability, and Numba compares flags at each addition: so these have none."""
     if is_cuda(context):
         from numba.cuda.core.targetconfig import ConfigStack
     else:

@@ -117,6 +117,7 @@ def _strided_reader(storage: str, k: int, dimensions: int, slot: int):
 
 @subroutine(types.UniTuple(types.int64, QUAD))
 def _indices(index, present):
+    """Of QUAD elements from ``index`` on; the last that is present stands for those that are not."""
     last = present - 1
     return index, index + min(1, last), index + min(2, last), index + min(3, last)
 
